@@ -1,0 +1,65 @@
+"""Prompts: what the policy is asked to draw, and what the rewards check it against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ReportPrompt:
+    """One report.
+
+    Attributes:
+        prompt_id: Stable number of the prompt in its data set; the key of the anchor bank.
+        text: The report as the text encoder gets it.
+        labels: One value per finding of the data set: 1 present, 0 absent, nan unknown (masked).
+    """
+
+    prompt_id: int
+    text: str
+    labels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The distinct prompts of a batch and the prompt of every sample.
+
+    Attributes:
+        prompts: The P distinct prompts.
+        group: int64 [N], sample n belongs to ``prompts[group[n]]``.
+    """
+
+    prompts: tuple[ReportPrompt, ...]
+    group: Tensor
+
+    def __post_init__(self) -> None:
+        if self.group.dtype != torch.int64 or self.group.ndim != 1:
+            raise ValueError(f"group must be int64 [N], got {self.group.dtype} {tuple(self.group.shape)}")
+        if self.group.numel() and not 0 <= int(self.group.min()) <= int(self.group.max()) < len(self.prompts):
+            raise ValueError(f"group points outside the {len(self.prompts)} prompts of the batch")
+
+    @classmethod
+    def repeat(cls, prompts: Sequence[ReportPrompt], samples_per_prompt: int) -> PromptBatch:
+        """Every prompt ``samples_per_prompt`` times, samples of a prompt side by side."""
+        return cls(tuple(prompts), torch.arange(len(prompts)).repeat_interleave(samples_per_prompt))
+
+    def __len__(self) -> int:
+        return self.group.numel()
+
+    def slice(self, start: int, stop: int) -> PromptBatch:
+        """Samples ``start:stop`` with the same distinct prompts."""
+        return PromptBatch(self.prompts, self.group[start:stop])
+
+    @property
+    def texts(self) -> list[str]:
+        """The report of every sample, N strings."""
+        return [self.prompts[i].text for i in self.group.tolist()]
+
+    @property
+    def labels(self) -> Tensor:
+        """float32 [N, F]: the labels of every sample, nan where unknown."""
+        return torch.tensor([p.labels for p in self.prompts], dtype=torch.float32)[self.group]

@@ -1,0 +1,421 @@
+"""The configuration: every knob with its default, unit, range and reason, in one place.
+
+A section is a frozen dataclass; a field is declared with :func:`cxrl.options.option`, whose metadata drive ``--help`` and validation. The files in
+``cxrl/presets`` only override. A value is refused where it enters, with the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from cxrl.errors import CxrlError, unknown_name
+from cxrl.options import Section, field_types, option
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    section: ClassVar[str] = "model"
+    help: ClassVar[str] = "the diffusion model that is fine-tuned"
+
+    path: str = option(
+        "phantom",
+        "the base and, with adapters off, the anchor: 'phantom' is the one that ships; else a StableDiffusionPipeline folder or hub id",
+    )
+    dtype: str = option(
+        "float32",
+        "of the networks; latents and log-probabilities are float32 whatever it is",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    allow_pickle: bool = option(
+        False, "read pickled weights of the base too; a pickle can run code, so only for files you trust"
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    section: ClassVar[str] = "data"
+    help: ClassVar[str] = "the reports that are drawn"
+
+    kind: str = option(
+        "phantom", "where the reports come from; 'phantom' writes them by grammar", choices=("phantom",)
+    )
+    path: str = option("", "folder of the data set; not used by 'phantom'")
+    num_prompts: int = option(
+        256, "size of the training prompt set; the anchor bank grows with it", unit="prompts", low=1
+    )
+    eval_num_prompts: int = option(
+        64,
+        "held-out reports for evaluation; intervals are bootstrapped over them, so few means wide",
+        unit="prompts",
+        low=1,
+    )
+    on_long_prompt: str = option(
+        "drop",
+        "a report longer than the tokenizer would be cut silently, so it is dropped (told once) or an error",
+        choices=("drop", "error"),
+    )
+
+
+@dataclass(frozen=True)
+class SamplerConfig(Section):
+    section: ClassVar[str] = "sampler"
+    help: ClassVar[str] = "DDIM; the same in sampling, in training and for the anchor"
+
+    num_steps: int = option(8, "denoising steps; cost is linear in it", unit="steps", low=1, high=1000)
+    eta: float = option(
+        1.0, "noise of a step relative to DDPM's; 0 leaves no policy to optimise", above=0.0, high=1.0
+    )
+    guidance_scale: float = option(
+        1.0,
+        "classifier-free guidance; 1 switches it off and halves the cost; training uses the same value",
+        low=1.0,
+        high=50.0,
+    )
+    timestep_spacing: str = option(
+        "trailing",
+        "of the steps over the training schedule; 'trailing' starts at pure noise",
+        choices=("trailing", "leading", "linspace"),
+    )
+    batch_size: int = option(96, "images sampled at once; memory is linear in it", unit="images", low=1)
+
+
+@dataclass(frozen=True)
+class PolicyConfig(Section):
+    section: ClassVar[str] = "policy"
+    help: ClassVar[str] = (
+        "what is trained; LoRA on attention and ACE, learnable tokens appended to the prompt"
+    )
+
+    train: str = option(
+        "lora", "weights of the UNet that learn; 'none' leaves ACE alone", choices=("lora", "full", "none")
+    )
+    lora_rank: int = option(8, "rank of the update of each attention projection", low=1, high=1024)
+    lora_alpha: float = option(8.0, "the update is scaled by lora_alpha / lora_rank", above=0.0)
+    num_ace_tokens: int = option(
+        4,
+        "adaptive condition embeddings after the prompt; 0 switches ACE off",
+        unit="tokens",
+        low=0,
+        high=256,
+    )
+    ema_decay: float = option(
+        0.95,
+        "of the averaged weights that are evaluated and saved, per optimizer step; 0 takes the last weights",
+        low=0.0,
+        high=0.99999,
+    )
+
+
+@dataclass(frozen=True)
+class RewardsConfig(Section):
+    section: ClassVar[str] = "rewards"
+    help: ClassVar[str] = "what an image is scored for"
+
+    names: tuple[str, ...] = option(
+        ("posture", "diagnosis", "consistency"), "rewards in use, comma separated"
+    )
+    weights: tuple[float, ...] = option(
+        (1.0, 1.0, 1.0), "one per name, applied after the comparison", low=0.0, high=1000.0
+    )
+    path: str = option("phantom", "folder of the reward models; 'phantom' is the one that ships")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(Section):
+    section: ClassVar[str] = "comparison"
+    help: ClassVar[str] = (
+        "comparative feedback: rewards against those of the frozen anchor, and the advantage made of them"
+    )
+
+    form: str = option(
+        "difference",
+        "difference to the bank's mean in units of its sd, share of the bank beaten, mean sigmoid of the difference, or none",
+        choices=("difference", "win", "bradley_terry", "direct"),
+    )
+    anchor: str = option(
+        "bank",
+        "compare with a stored bank of anchor images of the prompt, or draw one anchor image per sample from the same x_T (the paper)",
+        choices=("bank", "one_to_one"),
+    )
+    bank_size: int = option(
+        8, "anchor images per prompt, drawn once; more is quieter", unit="images", low=1, high=1024
+    )
+    min_std: float = option(
+        1e-3,
+        "floor of the bank's standard deviation, so that tied anchors do not blow the score up",
+        above=0.0,
+    )
+    temperature: float = option(
+        1.0, "of bradley_terry's sigmoid, in standard deviations of the bank", above=0.0
+    )
+    without_anchor: tuple[str, ...] = option(
+        ("posture",), "rewards scored directly, without the anchor, as in the paper"
+    )
+    center: str = option(
+        "prompt",
+        "what the advantage subtracts: the mean of the prompt's samples, of the batch, or nothing",
+        choices=("prompt", "batch", "none"),
+    )
+    scale: str = option(
+        "std",
+        "what the advantage is divided by: the standard deviation of what was centred, or 1",
+        choices=("std", "none"),
+    )
+    advantage_clip: float = option(5.0, "largest absolute advantage", above=0.0)
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    section: ClassVar[str] = "optim"
+    help: ClassVar[str] = "the policy gradient: PPO-clip over (sample, timestep)"
+
+    lora_learning_rate: float = option(
+        1e-3, "AdamW, of LoRA (or of the UNet with policy.train full)", low=0.0, high=1.0
+    )
+    ace_learning_rate: float = option(1e-2, "AdamW, of the ACE tokens, which need more", low=0.0, high=1.0)
+    weight_decay: float = option(1e-4, "AdamW", low=0.0, high=1.0)
+    clip_range: float = option(
+        1e-4,
+        "of the importance ratio around 1; small because a log-probability is a mean over the latent",
+        above=0.0,
+        high=1.0,
+    )
+    kl_weight: float = option(
+        0.0, "of the KL to the anchor in the loss; 0 also saves the anchor's forward pass", low=0.0
+    )
+    max_grad_norm: float = option(1.0, "gradient clipping, LoRA and ACE apart", above=0.0)
+    num_inner_epochs: int = option(1, "passes over a rollout", unit="passes", low=1, high=100)
+    minibatches: int = option(
+        12, "optimizer steps per pass; few large ones hardly learn", unit="steps", low=1
+    )
+    gradient_accumulation: int = option(
+        1, "pieces of a minibatch whose gradients are summed; does not change the result", low=1
+    )
+    micro_batch_size: int = option(
+        96, "(sample, timestep) rows per forward pass; memory is linear in it", unit="rows", low=1
+    )
+    timestep_fraction: float = option(
+        1.0, "share of the steps of a trajectory that is trained on", above=0.0, high=1.0
+    )
+    ratio_tolerance: float = option(
+        1e-5,
+        "largest |ratio - 1| before the first optimizer step of an epoch; a tenth of the clip range suits bfloat16",
+        above=0.0,
+        high=1.0,
+    )
+    on_ratio_mismatch: str = option("error", "what happens beyond ratio_tolerance", choices=("error", "warn"))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    section: ClassVar[str] = "train"
+    help: ClassVar[str] = "the loop"
+
+    num_epochs: int = option(60, "rollout, reward, update", unit="epochs", low=1)
+    prompts_per_epoch: int = option(8, "distinct reports of a rollout", unit="prompts", low=1)
+    samples_per_prompt: int = option(
+        12, "images per report; the prompt's own mean needs at least 2", unit="images", low=1
+    )
+    checkpoint_every: int = option(
+        10, "a killed run loses at most this much; the last epoch is always saved", unit="epochs", low=1
+    )
+    keep_checkpoints: int = option(2, "older ones are deleted", unit="checkpoints", low=1)
+    eval_every: int = option(20, "judges and grids; 0 only at the end", unit="epochs", low=0)
+    early_stop_diversity: float = option(
+        0.8,
+        "stop when diversity falls below this share of the anchor's; 0 never",
+        unit="of the anchor's",
+        low=0.0,
+        high=1.0,
+    )
+    early_stop_fid: float = option(
+        1.5, "stop when the Fréchet distance exceeds this many times the anchor's; 0 never", low=0.0
+    )
+    patience: int = option(
+        2, "evaluations in a row beyond a limit before the run stops", unit="evaluations", low=1
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section):
+    section: ClassVar[str] = "eval"
+    help: ClassVar[str] = "scores by judges that gave no reward"
+
+    num_images: int = option(256, "of the policy and as many of the anchor", unit="images", low=2)
+    samples_per_prompt: int = option(
+        4, "images per held-out report; diversity needs at least 2", unit="images", low=2
+    )
+    bootstrap: int = option(
+        1000, "resamples of the reports for the 95 % intervals", unit="resamples", low=0, high=100000
+    )
+    judges: str = option("phantom", "folder of the judges; 'phantom' is the one that ships")
+    grid_prompts: int = option(
+        6, "reports shown in samples/*.png, anchor above policy", unit="prompts", low=1, high=32
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    section: ClassVar[str] = "run"
+    help: ClassVar[str] = "where things go"
+
+    dir: str = option("", "run directory; empty means runs/<preset>")
+    trackers: tuple[str, ...] = option(
+        ("tensorboard",), "any of accelerate's, comma separated, or none; they get numbers, never reports"
+    )
+    debug: bool = option(False, "show tracebacks")
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """The resolved configuration of a run. Raises CxrlError when fields do not fit each other."""
+
+    preset: str = option("phantom", "the preset it started from")
+    seed: int = option(0, "of prompts, latents, step noise and evaluation", low=0, high=2**31 - 1)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names, weights = self.rewards.names, self.rewards.weights
+        if not names or len(set(names)) != len(names):
+            raise CxrlError(
+                f"rewards.names: {','.join(names) or 'empty'}; expected at least one name and none twice"
+            )
+        if len(weights) != len(names):
+            raise CxrlError(
+                f"rewards.weights: {len(weights)} weights for {len(names)} rewards ({','.join(names)}); give one per name"
+            )
+        if not any(weights):
+            raise CxrlError("rewards.weights: all 0, so there is nothing to learn; expected at least one > 0")
+        if self.policy.train == "none" and self.policy.num_ace_tokens == 0:
+            raise CxrlError(
+                "policy.train is none and policy.num_ace_tokens is 0, so nothing would be trained; change one of them"
+            )
+        if self.comparison.center == "prompt" and self.train.samples_per_prompt < 2:
+            raise CxrlError(
+                f"train.samples_per_prompt: {self.train.samples_per_prompt}; comparison.center prompt needs at least 2 samples per prompt"
+            )
+        if self.train.prompts_per_epoch > self.data.num_prompts:
+            raise CxrlError(
+                f"train.prompts_per_epoch: {self.train.prompts_per_epoch} is more than data.num_prompts ({self.data.num_prompts})"
+            )
+        rows = self.train.prompts_per_epoch * self.train.samples_per_prompt
+        if self.optim.minibatches > rows:
+            raise CxrlError(
+                f"optim.minibatches: {self.optim.minibatches} is more than the {rows} samples of an epoch; lower it"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, for YAML and JSON."""
+        data = dataclasses.asdict(self)
+        for section in data.values():
+            if isinstance(section, dict):
+                section.update({k: list(v) for k, v in section.items() if isinstance(v, tuple)})
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], base: Config | None = None, source: str = "") -> Config:
+        """``base`` (or the defaults) with the values of a nested mapping put over it.
+
+        Raises:
+            CxrlError: An unknown name, a wrong type or a value out of range; ``source`` names the file in the message.
+        """
+        try:
+            return _override(base or cls(), data)
+        except CxrlError as error:
+            raise CxrlError(f"{source}: {error}") if source else error from None
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML that ``--config`` and :func:`load_yaml` read again."""
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section name → its dataclass, in the order of ``--help``."""
+    return {
+        name: tp
+        for name, tp in field_types(Config).items()
+        if isinstance(tp, type) and issubclass(tp, Section)
+    }
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name: str) -> Config:
+    """The defaults with a preset over them. Raises CxrlError with the nearest names when there is none of that name."""
+    if name not in presets():
+        raise unknown_name("preset", name, presets())
+    return Config.from_dict({**_read_yaml(PRESETS / f"{name}.yaml"), "preset": name})
+
+
+def load_yaml(path: str | Path, base: Config | None = None) -> Config:
+    """``base`` with the values of a YAML file over it. A file that names a preset starts from that preset.
+
+    Raises:
+        CxrlError: The file cannot be read, is not a YAML mapping, or holds a bad name or value.
+    """
+    data = _read_yaml(Path(path))
+    if base is None and isinstance(data.get("preset"), str):
+        base = load_preset(data["preset"])
+    return Config.from_dict(data, base, source=str(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CxrlError(
+            f"cannot read configuration {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise CxrlError(
+            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'cannot be parsed'}"
+        ) from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise CxrlError(f"{path}: expected sections such as 'train:', got {type(data).__name__}")
+    return data
+
+
+def _override(base: Any, data: Mapping[str, Any]) -> Any:
+    """A copy of a section (or of the whole) with some fields replaced; names may use dashes."""
+    types = field_types(type(base))
+    prefix = f"{base.section}." if base.section else ""
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        name = str(key).replace("-", "_")
+        if name not in types:
+            known = [f"{prefix}{n}" for n in types]
+            raise unknown_name("field", f"{prefix}{key}", known)
+        tp = types[name]
+        if isinstance(tp, type) and issubclass(tp, Section):
+            if not isinstance(value, Mapping):
+                raise CxrlError(f"{name}: {value!r} is not a section; expected 'field: value' pairs below it")
+            changes[name] = _override(getattr(base, name), value)
+        else:
+            changes[name] = value
+    return dataclasses.replace(base, **changes)

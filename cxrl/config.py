@@ -1,7 +1,7 @@
 """The configuration: every knob with its default, unit, range and reason, in one place.
 
-A section is a frozen dataclass; a field is declared with :func:`cxrl.options.option`, whose metadata drive ``--help`` and validation. The files in
-``cxrl/presets`` only override. A value is refused where it enters, with the field, the value and what is allowed.
+A section is a frozen dataclass; a field is declared with :func:`cxrl.options.option`, whose metadata drive
+``--help`` and validation. The files in ``cxrl/presets`` only override. A value is refused where it enters.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class ModelConfig(Section):
 
     path: str = option(
         "phantom",
-        "the base and, with adapters off, the anchor: 'phantom' is the one that ships; else a StableDiffusionPipeline folder or hub id",
+        "base and anchor: 'phantom' ships with cxrl; else a StableDiffusionPipeline folder or hub id",
     )
     dtype: str = option(
         "float32",
-        "of the networks; latents and log-probabilities are float32 whatever it is",
+        "of the networks; latents and log-probabilities are always float32",
         choices=("float32", "bfloat16", "float16"),
     )
     allow_pickle: bool = option(
-        False, "read pickled weights of the base too; a pickle can run code, so only for files you trust"
+        False, "read pickled weights too; a pickle can run code: only files you trust"
     )
 
 
@@ -44,22 +44,18 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
     help: ClassVar[str] = "the reports that are drawn"
 
-    kind: str = option(
-        "phantom", "where the reports come from; 'phantom' writes them by grammar", choices=("phantom",)
-    )
+    kind: str = option("phantom", "source of the reports; 'phantom' is a grammar", choices=("phantom",))
     path: str = option("", "folder of the data set; not used by 'phantom'")
-    num_prompts: int = option(
-        256, "size of the training prompt set; the anchor bank grows with it", unit="prompts", low=1
-    )
+    num_prompts: int = option(256, "training reports; the anchor bank grows with it", unit="prompts", low=1)
     eval_num_prompts: int = option(
         64,
-        "held-out reports for evaluation; intervals are bootstrapped over them, so few means wide",
+        "held-out reports; intervals resample them: few are wide",
         unit="prompts",
         low=1,
     )
     on_long_prompt: str = option(
         "drop",
-        "a report longer than the tokenizer would be cut silently, so it is dropped (told once) or an error",
+        "what to do with a report that the tokenizer would cut",
         choices=("drop", "error"),
     )
 
@@ -71,17 +67,17 @@ class SamplerConfig(Section):
 
     num_steps: int = option(8, "denoising steps; cost is linear in it", unit="steps", low=1, high=1000)
     eta: float = option(
-        1.0, "noise of a step relative to DDPM's; 0 leaves no policy to optimise", above=0.0, high=1.0
+        1.0, "step noise relative to DDPM's; 0 leaves no policy to optimise", above=0.0, high=1.0
     )
     guidance_scale: float = option(
         1.0,
-        "classifier-free guidance; 1 switches it off and halves the cost; training uses the same value",
+        "classifier-free guidance, also in training; 1 is off and half the cost",
         low=1.0,
         high=50.0,
     )
     timestep_spacing: str = option(
         "trailing",
-        "of the steps over the training schedule; 'trailing' starts at pure noise",
+        "'trailing' starts at pure noise",
         choices=("trailing", "leading", "linspace"),
     )
     batch_size: int = option(96, "images sampled at once; memory is linear in it", unit="images", low=1)
@@ -90,9 +86,7 @@ class SamplerConfig(Section):
 @dataclass(frozen=True)
 class PolicyConfig(Section):
     section: ClassVar[str] = "policy"
-    help: ClassVar[str] = (
-        "what is trained; LoRA on attention and ACE, learnable tokens appended to the prompt"
-    )
+    help: ClassVar[str] = "what learns: LoRA on attention, and ACE, tokens appended to the prompt"
 
     train: str = option(
         "lora", "weights of the UNet that learn; 'none' leaves ACE alone", choices=("lora", "full", "none")
@@ -101,14 +95,14 @@ class PolicyConfig(Section):
     lora_alpha: float = option(8.0, "the update is scaled by lora_alpha / lora_rank", above=0.0)
     num_ace_tokens: int = option(
         4,
-        "adaptive condition embeddings after the prompt; 0 switches ACE off",
+        "adaptive condition embeddings after the prompt; 0 is off",
         unit="tokens",
         low=0,
         high=256,
     )
     ema_decay: float = option(
         0.95,
-        "of the averaged weights that are evaluated and saved, per optimizer step; 0 takes the last weights",
+        "of the averaged weights that are evaluated and saved; 0 takes the last",
         low=0.0,
         high=0.99999,
     )
@@ -131,18 +125,16 @@ class RewardsConfig(Section):
 @dataclass(frozen=True)
 class ComparisonConfig(Section):
     section: ClassVar[str] = "comparison"
-    help: ClassVar[str] = (
-        "comparative feedback: rewards against those of the frozen anchor, and the advantage made of them"
-    )
+    help: ClassVar[str] = "rewards against the frozen anchor's, and the advantage made of them"
 
     form: str = option(
         "difference",
-        "difference to the bank's mean in units of its sd, share of the bank beaten, mean sigmoid of the difference, or none",
+        "difference in bank sd, share of the bank beaten, mean sigmoid of the difference, or none",
         choices=("difference", "win", "bradley_terry", "direct"),
     )
     anchor: str = option(
         "bank",
-        "compare with a stored bank of anchor images of the prompt, or draw one anchor image per sample from the same x_T (the paper)",
+        "a stored bank per prompt, or one anchor image per sample from the same x_T (paper)",
         choices=("bank", "one_to_one"),
     )
     bank_size: int = option(
@@ -150,23 +142,19 @@ class ComparisonConfig(Section):
     )
     min_std: float = option(
         1e-3,
-        "floor of the bank's standard deviation, so that tied anchors do not blow the score up",
+        "floor of the bank's sd: tied anchors must not blow the score up",
         above=0.0,
     )
-    temperature: float = option(
-        1.0, "of bradley_terry's sigmoid, in standard deviations of the bank", above=0.0
-    )
-    without_anchor: tuple[str, ...] = option(
-        ("posture",), "rewards scored directly, without the anchor, as in the paper"
-    )
+    temperature: float = option(1.0, "of bradley_terry's sigmoid, in sd of the bank", above=0.0)
+    without_anchor: tuple[str, ...] = option(("posture",), "rewards scored directly, as in the paper")
     center: str = option(
         "prompt",
-        "what the advantage subtracts: the mean of the prompt's samples, of the batch, or nothing",
+        "the mean that the advantage subtracts: of the prompt's samples or of the batch",
         choices=("prompt", "batch", "none"),
     )
     scale: str = option(
         "std",
-        "what the advantage is divided by: the standard deviation of what was centred, or 1",
+        "the advantage is divided by the sd of what was centred, or not",
         choices=("std", "none"),
     )
     advantage_clip: float = option(5.0, "largest absolute advantage", above=0.0)
@@ -178,36 +166,32 @@ class OptimConfig(Section):
     help: ClassVar[str] = "the policy gradient: PPO-clip over (sample, timestep)"
 
     lora_learning_rate: float = option(
-        1e-3, "AdamW, of LoRA (or of the UNet with policy.train full)", low=0.0, high=1.0
+        1e-3, "AdamW; of LoRA, or of the UNet with policy.train full", low=0.0, high=1.0
     )
     ace_learning_rate: float = option(1e-2, "AdamW, of the ACE tokens, which need more", low=0.0, high=1.0)
     weight_decay: float = option(1e-4, "AdamW", low=0.0, high=1.0)
     clip_range: float = option(
         1e-4,
-        "of the importance ratio around 1; small because a log-probability is a mean over the latent",
+        "of the ratio around 1; small as log-probabilities are means over the latent",
         above=0.0,
         high=1.0,
     )
-    kl_weight: float = option(
-        0.0, "of the KL to the anchor in the loss; 0 also saves the anchor's forward pass", low=0.0
-    )
+    kl_weight: float = option(0.0, "KL to the anchor in the loss; 0 saves the anchor's forward pass", low=0.0)
     max_grad_norm: float = option(1.0, "gradient clipping, LoRA and ACE apart", above=0.0)
     num_inner_epochs: int = option(1, "passes over a rollout", unit="passes", low=1, high=100)
     minibatches: int = option(
         12, "optimizer steps per pass; few large ones hardly learn", unit="steps", low=1
     )
-    gradient_accumulation: int = option(
-        1, "pieces of a minibatch whose gradients are summed; does not change the result", low=1
-    )
+    gradient_accumulation: int = option(1, "pieces of a minibatch; does not change the result", low=1)
     micro_batch_size: int = option(
-        96, "(sample, timestep) rows per forward pass; memory is linear in it", unit="rows", low=1
+        96, "(sample, timestep) pairs per forward pass; sets the memory", unit="rows", low=1
     )
     timestep_fraction: float = option(
-        1.0, "share of the steps of a trajectory that is trained on", above=0.0, high=1.0
+        1.0, "share of a trajectory's steps that is trained on", above=0.0, high=1.0
     )
     ratio_tolerance: float = option(
         1e-5,
-        "largest |ratio - 1| before the first optimizer step of an epoch; a tenth of the clip range suits bfloat16",
+        "largest |ratio - 1| before an epoch's first step; bfloat16: a tenth of clip_range",
         above=0.0,
         high=1.0,
     )
@@ -222,16 +206,16 @@ class TrainConfig(Section):
     num_epochs: int = option(60, "rollout, reward, update", unit="epochs", low=1)
     prompts_per_epoch: int = option(8, "distinct reports of a rollout", unit="prompts", low=1)
     samples_per_prompt: int = option(
-        12, "images per report; the prompt's own mean needs at least 2", unit="images", low=1
+        12, "images per report; center prompt needs at least 2", unit="images", low=1
     )
     checkpoint_every: int = option(
-        10, "a killed run loses at most this much; the last epoch is always saved", unit="epochs", low=1
+        10, "what a killed run can lose; the last epoch is always saved", unit="epochs", low=1
     )
     keep_checkpoints: int = option(2, "older ones are deleted", unit="checkpoints", low=1)
     eval_every: int = option(20, "judges and grids; 0 only at the end", unit="epochs", low=0)
     early_stop_diversity: float = option(
         0.8,
-        "stop when diversity falls below this share of the anchor's; 0 never",
+        "stop when diversity falls below this share; 0 never",
         unit="of the anchor's",
         low=0.0,
         high=1.0,
@@ -250,9 +234,7 @@ class EvalConfig(Section):
     help: ClassVar[str] = "scores by judges that gave no reward"
 
     num_images: int = option(256, "of the policy and as many of the anchor", unit="images", low=2)
-    samples_per_prompt: int = option(
-        4, "images per held-out report; diversity needs at least 2", unit="images", low=2
-    )
+    samples_per_prompt: int = option(4, "images per report; diversity needs at least 2", unit="images", low=2)
     bootstrap: int = option(
         1000, "resamples of the reports for the 95 % intervals", unit="resamples", low=0, high=100000
     )
@@ -269,7 +251,7 @@ class RunConfig(Section):
 
     dir: str = option("", "run directory; empty means runs/<preset>")
     trackers: tuple[str, ...] = option(
-        ("tensorboard",), "any of accelerate's, comma separated, or none; they get numbers, never reports"
+        ("tensorboard",), "any of accelerate's, or none; they get numbers, never reports"
     )
     debug: bool = option(False, "show tracebacks")
 
@@ -293,34 +275,33 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names, weights = self.rewards.names, self.rewards.weights
-        if not names or len(set(names)) != len(names):
-            raise CxrlError(
-                f"rewards.names: {','.join(names) or 'empty'}; expected at least one name and none twice"
-            )
-        if len(weights) != len(names):
-            raise CxrlError(
-                f"rewards.weights: {len(weights)} weights for {len(names)} rewards ({','.join(names)}); give one per name"
-            )
-        if not any(weights):
-            raise CxrlError("rewards.weights: all 0, so there is nothing to learn; expected at least one > 0")
-        if self.policy.train == "none" and self.policy.num_ace_tokens == 0:
-            raise CxrlError(
-                "policy.train is none and policy.num_ace_tokens is 0, so nothing would be trained; change one of them"
-            )
-        if self.comparison.center == "prompt" and self.train.samples_per_prompt < 2:
-            raise CxrlError(
-                f"train.samples_per_prompt: {self.train.samples_per_prompt}; comparison.center prompt needs at least 2 samples per prompt"
-            )
-        if self.train.prompts_per_epoch > self.data.num_prompts:
-            raise CxrlError(
-                f"train.prompts_per_epoch: {self.train.prompts_per_epoch} is more than data.num_prompts ({self.data.num_prompts})"
-            )
-        rows = self.train.prompts_per_epoch * self.train.samples_per_prompt
-        if self.optim.minibatches > rows:
-            raise CxrlError(
-                f"optim.minibatches: {self.optim.minibatches} is more than the {rows} samples of an epoch; lower it"
-            )
+        names, weights, rewards = self.rewards.names, self.rewards.weights, ",".join(self.rewards.names)
+        per_prompt, prompts = self.train.samples_per_prompt, self.train.prompts_per_epoch
+        _require(
+            names and len(set(names)) == len(names),
+            f"rewards.names: {rewards!r} is empty or has a name twice",
+        )
+        _require(
+            len(weights) == len(names),
+            f"rewards.weights: {len(weights)} weights for rewards {rewards}; one per name",
+        )
+        _require(any(weights), "rewards.weights: all 0, nothing to learn; expected at least one > 0")
+        _require(
+            self.policy.train != "none" or self.policy.num_ace_tokens,
+            "policy.train none with policy.num_ace_tokens 0 leaves nothing to train; change one of them",
+        )
+        _require(
+            self.comparison.center != "prompt" or per_prompt >= 2,
+            f"train.samples_per_prompt: {per_prompt}, but comparison.center prompt needs at least 2",
+        )
+        _require(
+            prompts <= self.data.num_prompts,
+            f"train.prompts_per_epoch: {prompts} is more than data.num_prompts ({self.data.num_prompts})",
+        )
+        _require(
+            self.optim.minibatches <= prompts * per_prompt,
+            f"optim.minibatches: {self.optim.minibatches} is more than the {prompts * per_prompt} samples of an epoch",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, for YAML and JSON."""
@@ -335,7 +316,7 @@ class Config(Section):
         """``base`` (or the defaults) with the values of a nested mapping put over it.
 
         Raises:
-            CxrlError: An unknown name, a wrong type or a value out of range; ``source`` names the file in the message.
+            CxrlError: An unknown name, a wrong type or a value out of range; the message names ``source``.
         """
         try:
             return _override(base or cls(), data)
@@ -346,6 +327,11 @@ class Config(Section):
         """Write the resolved configuration as YAML that ``--config`` and :func:`load_yaml` read again."""
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _require(claim: object, message: str) -> None:
+    if not claim:
+        raise CxrlError(message)
 
 
 def sections() -> dict[str, type[Section]]:
@@ -363,7 +349,7 @@ def presets() -> list[str]:
 
 
 def load_preset(name: str) -> Config:
-    """The defaults with a preset over them. Raises CxrlError with the nearest names when there is none of that name."""
+    """The defaults with a preset over them. Raises CxrlError with the nearest names when there is none."""
     if name not in presets():
         raise unknown_name("preset", name, presets())
     return Config.from_dict({**_read_yaml(PRESETS / f"{name}.yaml"), "preset": name})

@@ -22,7 +22,7 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A field with a default. ``low`` and ``high`` are allowed values, ``above`` is not; ``choices`` are the allowed names."""
+    """A field with a default. ``low`` and ``high`` are allowed values, ``above`` is not."""
     metadata = {"reason": reason, "unit": unit, "low": low, "high": high, "above": above, "choices": choices}
     return field(default=default, metadata=metadata)
 

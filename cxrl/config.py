@@ -48,15 +48,10 @@ class DataConfig(Section):
     path: str = option("", "folder of the data set; not used by 'phantom'")
     num_prompts: int = option(256, "training reports; the anchor bank grows with it", unit="prompts", low=1)
     eval_num_prompts: int = option(
-        64,
-        "held-out reports; intervals resample them: few are wide",
-        unit="prompts",
-        low=1,
+        64, "held-out reports; intervals resample them: few are wide", unit="prompts", low=1
     )
     on_long_prompt: str = option(
-        "drop",
-        "what to do with a report that the tokenizer would cut",
-        choices=("drop", "error"),
+        "drop", "what to do with a report that the tokenizer would cut", choices=("drop", "error")
     )
 
 
@@ -70,15 +65,10 @@ class SamplerConfig(Section):
         1.0, "step noise relative to DDPM's; 0 leaves no policy to optimise", above=0.0, high=1.0
     )
     guidance_scale: float = option(
-        1.0,
-        "classifier-free guidance, also in training; 1 is off and half the cost",
-        low=1.0,
-        high=50.0,
+        1.0, "classifier-free guidance, also in training; 1 is off and half the cost", low=1.0, high=50.0
     )
     timestep_spacing: str = option(
-        "trailing",
-        "'trailing' starts at pure noise",
-        choices=("trailing", "leading", "linspace"),
+        "trailing", "'trailing' starts at pure noise", choices=("trailing", "leading", "linspace")
     )
     batch_size: int = option(96, "images sampled at once; memory is linear in it", unit="images", low=1)
 
@@ -94,17 +84,10 @@ class PolicyConfig(Section):
     lora_rank: int = option(8, "rank of the update of each attention projection", low=1, high=1024)
     lora_alpha: float = option(8.0, "the update is scaled by lora_alpha / lora_rank", above=0.0)
     num_ace_tokens: int = option(
-        4,
-        "adaptive condition embeddings after the prompt; 0 is off",
-        unit="tokens",
-        low=0,
-        high=256,
+        4, "adaptive condition embeddings after the prompt; 0 is off", unit="tokens", low=0, high=256
     )
     ema_decay: float = option(
-        0.95,
-        "of the averaged weights that are evaluated and saved; 0 takes the last",
-        low=0.0,
-        high=0.99999,
+        0.95, "of the averaged weights that are evaluated and saved; 0 takes the last", low=0.0, high=0.99999
     )
 
 
@@ -141,22 +124,12 @@ class ComparisonConfig(Section):
         8, "anchor images per prompt, drawn once; more is quieter", unit="images", low=1, high=1024
     )
     min_std: float = option(
-        1e-3,
-        "floor of the bank's sd: tied anchors must not blow the score up",
-        above=0.0,
+        1e-3, "floor of the bank's sd: tied anchors must not blow the score up", above=0.0
     )
     temperature: float = option(1.0, "of bradley_terry's sigmoid, in sd of the bank", above=0.0)
     without_anchor: tuple[str, ...] = option(("posture",), "rewards scored directly, as in the paper")
-    center: str = option(
-        "prompt",
-        "the mean that the advantage subtracts: of the prompt's samples or of the batch",
-        choices=("prompt", "batch", "none"),
-    )
-    scale: str = option(
-        "std",
-        "the advantage is divided by the sd of what was centred, or not",
-        choices=("std", "none"),
-    )
+    center: str = option("prompt", "whose mean the advantage subtracts", choices=("prompt", "batch", "none"))
+    scale: str = option("std", "divide the advantage by its sd, or not", choices=("std", "none"))
     advantage_clip: float = option(5.0, "largest absolute advantage", above=0.0)
 
 
@@ -214,11 +187,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = option(2, "older ones are deleted", unit="checkpoints", low=1)
     eval_every: int = option(20, "judges and grids; 0 only at the end", unit="epochs", low=0)
     early_stop_diversity: float = option(
-        0.8,
-        "stop when diversity falls below this share; 0 never",
-        unit="of the anchor's",
-        low=0.0,
-        high=1.0,
+        0.8, "stop when diversity falls below this share; 0 never", unit="of the anchor's", low=0.0, high=1.0
     )
     early_stop_fid: float = option(
         1.5, "stop when the Fréchet distance exceeds this many times the anchor's; 0 never", low=0.0
@@ -236,7 +205,7 @@ class EvalConfig(Section):
     num_images: int = option(256, "of the policy and as many of the anchor", unit="images", low=2)
     samples_per_prompt: int = option(4, "images per report; diversity needs at least 2", unit="images", low=2)
     bootstrap: int = option(
-        1000, "resamples of the reports for the 95 % intervals", unit="resamples", low=0, high=100000
+        1000, "resamples of the reports, 95 % intervals", unit="resamples", low=0, high=100_000
     )
     judges: str = option("phantom", "folder of the judges; 'phantom' is the one that ships")
     grid_prompts: int = option(
@@ -300,7 +269,7 @@ class Config(Section):
         )
         _require(
             self.optim.minibatches <= prompts * per_prompt,
-            f"optim.minibatches: {self.optim.minibatches} is more than the {prompts * per_prompt} samples of an epoch",
+            f"optim.minibatches: {self.optim.minibatches} exceeds the epoch's {prompts * per_prompt} samples",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -319,7 +288,8 @@ class Config(Section):
             CxrlError: An unknown name, a wrong type or a value out of range; the message names ``source``.
         """
         try:
-            return _override(base or cls(), data)
+            result: Config = _override(base or cls(), data)
+            return result
         except CxrlError as error:
             raise CxrlError(f"{source}: {error}") if source else error from None
 

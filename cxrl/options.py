@@ -6,7 +6,6 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any, ClassVar
 
 from cxrl.errors import CxrlError, unknown_name
@@ -61,7 +60,6 @@ class Section:
             object.__setattr__(self, f.name, value)
 
 
-@cache
 def field_types(cls: type[Section]) -> dict[str, Any]:
     """Field name → resolved type of a section."""
     hints = typing.get_type_hints(cls)

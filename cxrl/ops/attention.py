@@ -1,0 +1,132 @@
+"""Softmax attention with an extra key segment and shared keys.
+
+    out = softmax(scale · q [k ; extra_k]ᵀ) [v ; extra_v]        softmax in float32 (float64 for float64)
+
+``extra_k``/``extra_v`` are the keys and values of the ACE tokens, attended to after the prompt's. ``kv_index`` maps
+the batch row of the queries to that of ``k`` and ``v``, so the samples of a prompt share one copy.
+Shapes: q [B, H, N, D]; k, v [Bk, H, L, D]; extra [H, E, D] shared or [B·H, E, D] one per row; kv_index int64 [B].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ATTENTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def concatenate_extra(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, kv_index: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values as stock kernels want them: gathered by ``kv_index``, the extra segment appended."""
+    if kv_index is not None:
+        k, v = k[kv_index], v[kv_index]
+    if extra_k is None or extra_v is None:
+        return k, v
+    shape = (q.shape[0], q.shape[1], extra_k.shape[1], q.shape[3])
+    return torch.cat([k, _per_row(extra_k, shape)], 2), torch.cat([v, _per_row(extra_v, shape)], 2)
+
+
+def _per_row(extra: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    if extra.shape[0] == shape[1]:
+        return extra.unsqueeze(0).expand(shape)
+    return extra.reshape(shape)
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    kv_index: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The formula in plain PyTorch: what every backend is tested and timed against. Checks nothing."""
+    k, v = concatenate_extra(q, k, v, extra_k, extra_v, kv_index)
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = (q.to(compute) @ k.to(compute).transpose(-1, -2)) * factor
+    return (scores.softmax(-1) @ v.to(compute)).to(q.dtype)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    kv_index: Tensor | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention over ``k`` and ``extra_k`` together.
+
+    Args:
+        q: [B, H, N, D] float32, float16 or bfloat16.
+        k: [Bk, H, L, D], Bk = B without ``kv_index``; dtype of q, as all that follow.
+        v: [Bk, H, L, D].
+        extra_k: [H, E, D] shared by all rows, or [B·H, E, D]; appended to k without a copy where possible.
+        extra_v: As ``extra_k``; both or neither.
+        kv_index: int64 [B], the row of k and v that each query row attends to.
+        scale: Of the scores; None means 1/√D.
+        backend: See :data:`cxrl.ops.BACKENDS`; None means ``CXRL_BACKEND`` or ``auto``.
+
+    Returns:
+        [B, H, N, D] in the dtype of q, differentiable in q, k, v, extra_k and extra_v.
+
+    Raises:
+        ValueError: A shape, dtype, device or index does not fit; the backend cannot run.
+    """
+    check_attention(q, k, v, extra_k, extra_v, kv_index)
+    return attention_reference(q, k, v, extra_k, extra_v, kv_index, scale)
+
+
+def check_attention(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, kv_index: Tensor | None
+) -> None:
+    """Refuse arguments whose shape, dtype, device or index does not fit, naming the one that is wrong."""
+    if q.ndim != 4 or q.dtype not in ATTENTION_DTYPES:
+        raise ValueError(f"attention: q must be floating [B, H, N, D], got {q.dtype} {tuple(q.shape)}")
+    batch, heads, _, dim = q.shape
+    if k.ndim != 4 or k.shape[1] != heads or k.shape[3] != dim or k.shape[2] < 1:
+        raise ValueError(f"attention: k must be [Bk, {heads}, L >= 1, {dim}], got {tuple(k.shape)}")
+    if v.shape != k.shape:
+        raise ValueError(f"attention: v has shape {tuple(v.shape)}, k has {tuple(k.shape)}")
+    if (extra_k is None) != (extra_v is None):
+        raise ValueError("attention: give both extra_k and extra_v, or neither")
+    if extra_k is not None and extra_v is not None:
+        if extra_k.ndim != 3 or extra_k.shape[0] not in (heads, batch * heads) or extra_k.shape[2] != dim:
+            raise ValueError(
+                f"attention: extra_k must be [{heads}, E, {dim}] or [{batch * heads}, E, {dim}], "
+                f"got {tuple(extra_k.shape)}"
+            )
+        if extra_v.shape != extra_k.shape:
+            raise ValueError(
+                f"attention: extra_v has shape {tuple(extra_v.shape)}, extra_k {tuple(extra_k.shape)}"
+            )
+    for name, tensor in (("k", k), ("v", v), ("extra_k", extra_k), ("extra_v", extra_v)):
+        if tensor is not None and (tensor.dtype != q.dtype or tensor.device != q.device):
+            raise ValueError(
+                f"attention: {name} is {tensor.dtype} on {tensor.device}, q is {q.dtype} on {q.device}"
+            )
+    if kv_index is None:
+        if k.shape[0] != batch:
+            raise ValueError(
+                f"attention: k has {k.shape[0]} rows for {batch} of q; give kv_index to share keys"
+            )
+        return
+    if kv_index.dtype != torch.int64 or kv_index.shape != (batch,) or kv_index.device != q.device:
+        raise ValueError(
+            f"attention: kv_index must be int64 [{batch}] on {q.device}, got {kv_index.dtype} "
+            f"{tuple(kv_index.shape)} on {kv_index.device}"
+        )
+    if kv_index.device.type == "cpu" and not torch.compiler.is_compiling() and kv_index.numel():
+        low, high = int(kv_index.min()), int(kv_index.max())
+        if low < 0 or high >= k.shape[0]:
+            raise ValueError(
+                f"attention: kv_index reaches from {low} to {high}, expected 0 to {k.shape[0] - 1}"
+            )

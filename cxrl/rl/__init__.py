@@ -1,5 +1,5 @@
-"""Reinforcement learning with comparative feedback: each stage is a function from one frozen record to the next.
+"""Reinforcement learning with comparative feedback, in stages from one frozen record to the next.
 
-``PromptBatch → Rollout → RewardTable → Comparison → Advantages → UpdateStats``; :mod:`cxrl.rl.trainer` alone knows the
-order.
+``PromptBatch → Rollout → RewardTable → Comparison → Advantages → UpdateStats``; :mod:`cxrl.rl.trainer` alone
+knows the order.
 """

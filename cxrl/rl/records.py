@@ -1,6 +1,7 @@
 """What the stages of a training epoch hand to each other. Frozen: a stage never edits what it was given.
 
-Shape letters: N samples of this process's share, T denoising steps, T_p steps of the policy (σ > 0), K rewards.
+Shape letters: N samples of this process's share, T denoising steps, T_p steps of the policy (σ > 0),
+K rewards.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Rollout:
             self.schedule.num_policy_steps,
         ):
             raise ValueError(
-                f"log_probs must be float32 [{n}, {self.schedule.num_policy_steps}], got {self.log_probs.dtype} "
-                f"{tuple(self.log_probs.shape)}"
+                f"log_probs must be float32 [{n}, {self.schedule.num_policy_steps}], "
+                f"got {self.log_probs.dtype} {tuple(self.log_probs.shape)}"
             )
 
 
@@ -72,8 +73,8 @@ class Comparison:
 
     Attributes:
         score: float32 [N].
-        win_rate: float32 [K], mean share of the anchor's images that a sample beats, ties half; empty when there are no
-            anchor images.
+        win_rate: float32 [K], mean share of the anchor's images that a sample beats, ties half; empty when
+            there are no anchor images.
     """
 
     score: Tensor

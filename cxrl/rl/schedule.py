@@ -1,4 +1,4 @@
-"""DDIM as a table: without clipping of x_0 the mean of a step is linear in the sample and in the network's output.
+"""DDIM as a table: without clipping of x_0 the mean of a step is linear in x_t and in the network's output.
 
 With ᾱ_t = a, ᾱ_prev = p:
 
@@ -9,8 +9,9 @@ With ᾱ_t = a, ᾱ_prev = p:
     v_prediction  c_x = √p·√a + d·√(1−a)           c_e = d·√a − √p·√(1−a)
     sample        c_x = d/√(1−a)                   c_e = √p − d·√a/√(1−a)
 
-Timesteps and ᾱ_prev are those of diffusers' ``DDIMScheduler``, so plain diffusers samples the same chain (Song et al. 2021,
-formulas 12 and 16; Salimans & Ho 2022 for v). The arithmetic is float64, the table float32.
+Timesteps and ᾱ_prev are those of diffusers' ``DDIMScheduler``, so plain diffusers samples the same chain
+(Song et al. 2021, formulas 12 and 16; Salimans & Ho 2022 for v). The arithmetic is float64, the table
+float32.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def ddim_table(
     """Build the table of a chain.
 
     Args:
-        scheduler_config: Of the model's scheduler; what DDIM does not know is ignored, so that a PNDM or DDPM config
-            does as well. ``clip_sample`` is ignored as it is in every latent diffusion pipeline.
+        scheduler_config: Of the model's scheduler; what DDIM does not know is ignored, so that a PNDM or
+            DDPM config does as well. ``clip_sample`` is ignored as it is in every latent diffusion pipeline.
         num_steps: T, at most the number of training timesteps.
         eta: Step noise relative to DDPM's, in (0, 1].
         timestep_spacing: "trailing", "leading" or "linspace".
@@ -84,8 +85,8 @@ def ddim_table(
     timesteps = scheduler.timesteps.to(torch.int64)
     if int(timesteps.max()) >= total:
         raise CxrlError(
-            f"sampler.timestep_spacing: {timestep_spacing} with the scheduler's steps_offset leaves the {total} trained "
-            "timesteps; use trailing"
+            f"sampler.timestep_spacing: {timestep_spacing} with the scheduler's steps_offset leaves the "
+            f"{total} trained timesteps; use trailing"
         )
 
     alphas = scheduler.alphas_cumprod.double()
@@ -98,8 +99,8 @@ def ddim_table(
     if prediction == "epsilon":
         if bool((a == 0).any()):
             raise CxrlError(
-                "the scheduler has zero terminal SNR, where a network that predicts epsilon says nothing; use "
-                "sampler.timestep_spacing leading, or a v_prediction model"
+                "the scheduler has zero terminal SNR, where a network that predicts epsilon says nothing; "
+                "use sampler.timestep_spacing leading, or a v_prediction model"
             )
         c_x, c_e = (p / a).sqrt(), d - (p * (1 - a) / a).sqrt()
     elif prediction == "v_prediction":

@@ -1,4 +1,4 @@
-"""Randomness by name: every generator is a function of (seed, purpose, indices), so there is no state to save."""
+"""Randomness by name: a generator is a function of (seed, purpose, indices), so no state is saved."""
 
 from __future__ import annotations
 

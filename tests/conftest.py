@@ -1,0 +1,131 @@
+"""Tiny random models in the real formats, so that every loader is the one that users run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORDS = (
+    "no acute cardiopulmonary process heart size is normal enlarged left right pleural effusion lung".split()
+)
+
+
+def write_tokenizer(folder: Path, max_length: int = 16) -> Any:
+    """A byte-level CLIPTokenizer with a few merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet)]
+    merges: list[str] = []
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merge = f"{pieces[0]} {pieces[1]}"
+            pieces[:2] = [pieces[0] + pieces[1]]
+            if merge not in merges:
+                merges.append(merge)
+                tokens.append(pieces[0])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=max_length
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def write_pipeline(
+    folder: Path, *, prediction_type: str = "v_prediction", image_channels: int = 3, seed: int = 0
+) -> Path:
+    """A random StableDiffusionPipeline folder: latents 4x8x8, images 16x16, 16 tokens of width 16."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    write_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder.parent / f"{folder.name}-tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+        )
+        vae = AutoencoderKL(
+            in_channels=image_channels,
+            out_channels=image_channels,
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(8, 8),
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=0.5,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=100,
+        beta_start=0.001,
+        beta_end=0.1,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        prediction_type=prediction_type,
+        timestep_spacing="trailing",
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a tiny pipeline with other settings, see :func:`write_pipeline`."""
+
+    def make(**settings: Any) -> Path:
+        return write_pipeline(tmp_path_factory.mktemp("models") / "pipeline", **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
+    """Folder of a tiny random StableDiffusionPipeline. Shared by all tests: never write there."""
+    return make_pipeline()

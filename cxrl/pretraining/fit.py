@@ -1,0 +1,173 @@
+"""One resumable training loop for every supervised stage.
+
+The batch of a step depends on ``(seed, step)`` alone, so a checkpoint is the weights, their moving average, AdamW's two
+moments and the step: safetensors and JSON, written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cxrl.errors import CxrlError
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Optimisation of one stage.
+
+    Attributes:
+        num_steps: Optimizer steps.
+        learning_rate: Peak of a linear warm-up (3 % of the steps) and a cosine decay to 2 % of the peak.
+        weight_decay: AdamW's.
+        ema_decay: Decay of the moving average that becomes the result; 0 keeps the last weights.
+        max_grad_norm: Gradients are clipped to this norm.
+        checkpoint_seconds: Time between checkpoints.
+    """
+
+    num_steps: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    checkpoint_seconds: float = 60.0
+
+
+def learning_rate_at(step: int, options: FitOptions) -> float:
+    """Warm-up then cosine; ``step`` counts from 0."""
+    warmup = max(1, int(0.03 * options.num_steps))
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, options.num_steps - warmup)
+    return options.learning_rate * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    loss_at: Callable[[int, torch.Generator], Tensor],
+    options: FitOptions,
+    *,
+    seed: int,
+    work_dir: Path,
+    report: Callable[[str], None] = print,
+) -> nn.Module:
+    """Trains ``module`` in place and leaves its moving average in it.
+
+    Args:
+        name: Names the checkpoint and the progress lines.
+        loss_at: ``loss_at(step, generator)`` -> scalar loss of that step's batch; all randomness from the generator.
+        work_dir: Checkpoints are kept here and continued from here.
+
+    Raises:
+        CxrlError: the loss stops being finite, or the checkpoint belongs to another model.
+    """
+    named = {k: p for k, p in module.named_parameters() if p.requires_grad}
+    params = list(named.values())
+    average = [p.detach().clone() for p in params]
+    decayed = [p for p in params if p.ndim > 1]
+    plain = [p for p in params if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate, betas=(0.9, 0.98))
+    path = work_dir / f"{name}.checkpoint"
+    start = _load(path, module, named, average, optimizer)
+    if start:
+        report(f"{name}: continues at step {start} of {options.num_steps}")
+    module.train()
+    generator = torch.Generator()
+    began = last_save = last_line = time.monotonic()
+    smooth = 0.0
+    for step in range(start, options.num_steps):
+        generator.manual_seed(seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, options)
+        loss = loss_at(step, generator)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CxrlError(f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the data")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(params, options.max_grad_norm)
+        optimizer.step()
+        decay = min(options.ema_decay, (1.0 + step) / (10.0 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, params, 1.0 - decay)
+        weight = max(0.01, 1.0 / (step - start + 1))
+        smooth += weight * (value - smooth)
+        now = time.monotonic()
+        if now - last_line > 20 or step + 1 == options.num_steps:
+            last_line = now
+            left = (now - began) / (step + 1 - start) * (options.num_steps - step - 1)
+            report(f"{name}: step {step + 1}/{options.num_steps}  loss {smooth:.4f}  {left:.0f} s left")
+        if now - last_save > options.checkpoint_seconds or step + 1 == options.num_steps:
+            last_save = now
+            _save(path, step + 1, module, named, average, optimizer)
+    with torch.no_grad():
+        for p, a in zip(params, average, strict=True):
+            p.copy_(a)
+    return module.eval()
+
+
+def _save(
+    path: Path,
+    step: int,
+    module: nn.Module,
+    named: dict[str, nn.Parameter],
+    average: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    tensors = {f"buffer.{k}": b for k, b in module.named_buffers()}
+    for (key, p), a in zip(named.items(), average, strict=True):
+        tensors |= {f"weight.{key}": p.detach(), f"average.{key}": a}
+        state = optimizer.state[p]
+        tensors |= {f"first.{key}": state["exp_avg"], f"second.{key}": state["exp_avg_sq"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": json.dumps(step)})
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _load(
+    path: Path,
+    module: nn.Module,
+    named: dict[str, nn.Parameter],
+    average: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    if not path.exists():
+        return 0
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            step = int(json.loads(file.metadata()["step"]))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CxrlError(f"{path} cannot be read ({error}); delete it to start this stage again") from None
+    wanted = {f"{kind}.{k}" for kind in ("weight", "average", "first", "second") for k in named}
+    wanted |= {f"buffer.{k}" for k, _ in module.named_buffers()}
+    if wanted != set(tensors) or any(tensors[f"weight.{k}"].shape != p.shape for k, p in named.items()):
+        raise CxrlError(f"{path} belongs to another model; delete it to start this stage again")
+    with torch.no_grad():
+        for key, buffer in module.named_buffers():
+            buffer.copy_(tensors[f"buffer.{key}"])
+        for (key, p), a in zip(named.items(), average, strict=True):
+            p.copy_(tensors[f"weight.{key}"])
+            a.copy_(tensors[f"average.{key}"])
+            optimizer.state[p] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"first.{key}"].clone(),
+                "exp_avg_sq": tensors[f"second.{key}"].clone(),
+            }
+    return step

@@ -41,6 +41,7 @@ class Films:
         labels: float32 [N, F] 0/1 in the order of ``FINDINGS``: what the film shows.
         texts: N reports.
         report_labels: float32 [N, F]: what the report says; differs from ``labels`` where the report is wrong.
+        contents: N strings, equal exactly where two films show the same findings, sides, sizes and zones.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Films:
     labels: Tensor
     texts: tuple[str, ...]
     report_labels: Tensor
+    contents: tuple[str, ...]
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -134,6 +136,7 @@ def corpus(
     seed: int,
     size: int = IMAGE_SIZE,
     flawed: bool = False,
+    pose_scale: float | None = None,
     split: str = "train",
     findings: Sequence[tuple[Finding, ...]] | None = None,
     start: int = 0,
@@ -144,13 +147,17 @@ def corpus(
         num: How many films.
         size: Pixels a side.
         flawed: Twice the natural pose spread, and noisy reports (module docstring).
+        pose_scale: Pose spread in units of the natural one; by default 1, and ``FLAWED_POSE_SCALE`` when flawed. Models
+            that score learn from correct reports at the wide spread, so that they stay valid on the anchor's images.
         split: Phrasings of the reports, "train", "eval" or "all".
         findings: What to draw, one tuple a film; drawn at random when absent.
     """
+    if pose_scale is None:
+        pose_scale = FLAWED_POSE_SCALE if flawed else 1.0
     images = np.empty((num, 1, size, size), dtype=np.uint8)
     psi = np.empty((num, 5), dtype=np.float32)
     texts: list[str] = []
-    labels, report_labels = [], []
+    labels, report_labels, contents = [], [], []
     for begin in range(0, num, _CHUNK):
         end = min(begin + _CHUNK, num)
         drawn, noise = [], []
@@ -158,11 +165,12 @@ def corpus(
             rng = _film_rng(seed, start + i)
             shown = findings[i] if findings is not None else sample_findings(rng)
             told = _noisy(rng, shown) if flawed else shown
-            psi[i] = rng.standard_normal(5) * POSE_SD * (FLAWED_POSE_SCALE if flawed else 1.0)
+            psi[i] = rng.standard_normal(5) * POSE_SD * pose_scale
             drawn.append(_anatomy(rng, shown))
             texts.append(write_report(told, rng, split))
             labels.append(labels_of(shown))
             report_labels.append(labels_of(told))
+            contents.append("; ".join(f"{f.name} {f.side} {f.size} {f.zone}" for f in shown))
             noise.append(rng.standard_normal((size, size), dtype=np.float32))
         image = draw(_stack(drawn), psi[begin:end], np.stack(noise))
         images[begin:end, 0] = np.round(image * 255.0)
@@ -172,6 +180,7 @@ def corpus(
         torch.tensor(labels, dtype=torch.float32).reshape(num, len(FINDINGS)),
         tuple(texts),
         torch.tensor(report_labels, dtype=torch.float32).reshape(num, len(FINDINGS)),
+        tuple(contents),
     )
 
 

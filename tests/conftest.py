@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-WORDS = (
-    "no acute cardiopulmonary process heart size is normal enlarged left right pleural effusion lung".split()
-)
+WORDS = ("no", "acute", "heart", "size", "is", "normal", "enlarged", "left", "pleural", "effusion", "lung")
 
 
 def write_tokenizer(folder: Path, max_length: int = 16) -> Any:

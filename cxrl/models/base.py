@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxrl.errors import CxrlError
 
@@ -37,9 +37,9 @@ class BaseModel:
     def __init__(
         self,
         path: str,
-        unet: nn.Module,
-        vae: nn.Module,
-        text_encoder: nn.Module,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
         tokenizer: Any,
         scheduler_config: dict[str, Any],
     ) -> None:

@@ -70,7 +70,7 @@ class Policy:
         unet = self.base.unet
         lora = LoraConfig(
             r=self.config.lora_rank,
-            lora_alpha=self.config.lora_alpha,
+            lora_alpha=self.config.lora_alpha,  # type: ignore[arg-type]  # peft divides, any float does
             target_modules=LORA_TARGETS,
             init_lora_weights="gaussian",
         )
@@ -149,11 +149,11 @@ class Policy:
     ) -> list[dict[str, Any]]:
         """AdamW's groups, ``lora`` (or ``unet``) and ``ace``; a group that is off is left out."""
         weights = [p for name, p in self.trainable.items() if name != ACE]
-        groups = [
-            {"name": "unet" if self.config.train == "full" else "lora", "params": weights}
-            | {"lr": lora_learning_rate},
-            {"name": ACE, "params": [p for p in [self.trainable.get(ACE)] if p is not None]}
-            | {"lr": ace_learning_rate},
+        ace = [p for name, p in self.trainable.items() if name == ACE]
+        name = "unet" if self.config.train == "full" else "lora"
+        groups: list[dict[str, Any]] = [
+            {"name": name, "params": weights, "lr": lora_learning_rate},
+            {"name": ACE, "params": ace, "lr": ace_learning_rate},
         ]
         return [group | {"weight_decay": weight_decay} for group in groups if group["params"]]
 
@@ -211,14 +211,13 @@ class Policy:
         says what they belong to. With ``policy.train full`` the UNet's weights are in ``unet.safetensors``.
         """
         from diffusers import StableDiffusionPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
         unet = self.base.unet
         with self.ema_weights():
             if self.config.train == "lora":
-                state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+                state = get_peft_model_state_dict(unet)
                 metadata = unet.peft_config["default"].to_dict()
                 metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()}
                 StableDiffusionPipeline.save_lora_weights(

@@ -80,7 +80,7 @@ def ddim_table(
     total = int(config.get("num_train_timesteps", 1000))
     if not 1 <= num_steps <= total:
         raise CxrlError(f"sampler.num_steps: {num_steps}, but the model was trained with {total} timesteps")
-    scheduler = DDIMScheduler(**{**config, "timestep_spacing": timestep_spacing})
+    scheduler: Any = DDIMScheduler(**{**config, "timestep_spacing": timestep_spacing})
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps.to(torch.int64)
     if int(timesteps.max()) >= total:

@@ -1,0 +1,24 @@
+"""Distance of an image from the canonical pose: the reward's formula on a judge's estimate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cxrl.rewards.posture import misalignment
+
+
+def posture_score(psi: Tensor) -> Tensor:
+    """r_align of the paper: minus the distance of the pose from the identity.
+
+    Args:
+        psi: [N, 5] log s_x, log s_y, t_x, t_y, theta (radians); 0 is canonical.
+
+    Returns:
+        float64 [N], ≤ 0, higher is better.
+    """
+    if psi.ndim != 2 or psi.shape[1] != 5:
+        raise ValueError(f"expected psi [N, 5], got {tuple(psi.shape)}")
+    if not bool(torch.isfinite(psi).all()):
+        raise ValueError(f"psi: sample {int((~torch.isfinite(psi)).any(1).nonzero()[0])} is not finite")
+    return -misalignment(psi.detach().double().cpu())

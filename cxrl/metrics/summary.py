@@ -1,0 +1,269 @@
+"""The numbers of ``summary.json``: anchor and policy by judges that gave no reward, with 95 % intervals.
+
+Intervals are percentiles of a bootstrap over *prompts* (images of one prompt are not independent). Anchor
+and policy use the same resamples, so ``change`` is a paired comparison. A resample repeats images, which
+pushes the Fréchet distance up by more than its own bias; its replicates are therefore shifted to have the
+estimate as their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.errors import CxrlError
+from cxrl.metrics.alignment import alignment
+from cxrl.metrics.classification import weighted_auroc
+from cxrl.metrics.distribution import weighted_frechet
+from cxrl.metrics.diversity import within_prompt
+from cxrl.metrics.posture import posture_score
+
+KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
+HIGHER_IS_BETTER = {
+    "posture": True,
+    "auroc": True,
+    "consistency": True,
+    "fid": False,
+    "ms_ssim": False,
+    "diversity": True,
+}
+JUDGE_BATCH = 64
+
+Sampler = Callable[[PromptBatch, bool], Tensor]
+"""``sampler(batch, anchor)`` → float32 [N, 1, H, W] in [0, 1]; the same x_T for anchor and policy."""
+
+
+class JudgeModels(Protocol):
+    """What the summary asks of the judges; images are float32 [N, 1, H, W] in [0, 1]."""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The F findings, in the order of the labels."""
+
+    @property
+    def reference(self) -> Tensor:
+        """[R, D] features of real images."""
+
+    def posture(self, images: Tensor) -> Tensor:
+        """[N, 5] pose psi."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """[N, F] probabilities."""
+
+    def image_embeds(self, images: Tensor) -> Tensor:
+        """[N, E]."""
+
+    def text_embeds(self, texts: list[str]) -> Tensor:
+        """[N, E]."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """[N, D] for the Fréchet distance."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one set of images.
+
+    Attributes:
+        values: The six of ``KEYS``; nan where undefined, as diversity with one image per prompt.
+        replicates: Of every key, float64 [B] bootstrap values; B = 0 without intervals.
+        auroc_per_finding: nan where a class is missing.
+        num_images: N.
+    """
+
+    values: dict[str, float]
+    replicates: dict[str, Tensor] = field(repr=False)
+    auroc_per_finding: dict[str, float]
+    num_images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the six values, ``ci`` and ``auroc_per_finding``; None where undefined."""
+        return {
+            **{key: _json(self.values[key]) for key in KEYS},
+            "ci": {key: _interval(self.replicates[key]) for key in KEYS},
+            "auroc_per_finding": {name: _json(value) for name, value in self.auroc_per_finding.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Anchor and policy on the same prompts."""
+
+    anchor: Evaluation
+    policy: Evaluation
+    batch: PromptBatch
+    images: Tensor = field(repr=False)
+    seed: int
+    judges: dict[str, Any]
+
+    def change(self) -> dict[str, Any]:
+        """Policy minus anchor for every key, with the interval of the paired difference under ``ci``."""
+        values = {key: self.policy.values[key] - self.anchor.values[key] for key in KEYS}
+        paired = {key: self.policy.replicates[key] - self.anchor.replicates[key] for key in KEYS}
+        return {
+            **{key: _json(value) for key, value in values.items()},
+            "ci": {key: _interval(paired[key]) for key in KEYS},
+        }
+
+    def to_dict(self, *, wall_seconds: float) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        return {
+            "anchor": self.anchor.to_dict(),
+            "policy": self.policy.to_dict(),
+            "change": self.change(),
+            "seed": self.seed,
+            "wall_seconds": wall_seconds,
+            "num_images": self.policy.num_images,
+            "judges": self.judges,
+        }
+
+
+def evaluation_batch(
+    prompts: Sequence[ReportPrompt], num_images: int, samples_per_prompt: int
+) -> PromptBatch:
+    """``num_images`` samples, about ``samples_per_prompt`` of each of the first prompts, side by side.
+
+    Raises:
+        CxrlError: There are no prompts.
+    """
+    if not prompts:
+        raise CxrlError("no prompts to evaluate on; expected at least one report (see data.eval_num_prompts)")
+    count = min(len(prompts), max(1, num_images // samples_per_prompt))
+    return PromptBatch(tuple(prompts[:count]), torch.arange(num_images) * count // num_images)
+
+
+def evaluate_images(
+    images: Tensor, batch: PromptBatch, judges: JudgeModels, *, seed: int, bootstrap: int
+) -> Evaluation:
+    """Scores of images against their prompts.
+
+    Args:
+        images: float32 [N, 1, H, W] in [0, 1].
+        batch: The prompt of every image.
+        judges: Models that gave no reward.
+        seed: Of the bootstrap; the same seed and prompts give the same resamples.
+        bootstrap: Resamples, 0 for no intervals.
+
+    Raises:
+        ValueError: Images of a wrong shape or range, or a judge's output that is not finite.
+    """
+    if images.ndim != 4 or images.shape[0] != len(batch):
+        raise ValueError(f"expected {len(batch)} images [N, 1, H, W], got shape {tuple(images.shape)}")
+    if not bool(((images >= 0) & (images <= 1)).flatten(1).all(1).all()):
+        bad = int((~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero()[0])
+        raise ValueError(f"image {bad} has values outside [0, 1] or nan")
+    num_prompts = len(batch.prompts)
+    texts = judges.text_embeds([p.text for p in batch.prompts])[batch.group]
+    embeds = _in_batches(judges.image_embeds, images)
+    posture = posture_score(_in_batches(judges.posture, images))
+    probability = _in_batches(judges.classify, images)
+    features, reference = _in_batches(judges.features, images), judges.reference
+    aligned = alignment(embeds, texts.cpu()).double()
+    distance, similar = within_prompt(images, batch.group, num_prompts)
+
+    def scores(counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        weights = counts[:, batch.group]
+        each = weighted_auroc(probability, batch.labels, weights)
+        total = weights.sum(1)
+        values = {
+            "posture": weights @ posture / total,
+            "auroc": each.nanmean(1),
+            "consistency": weights @ aligned / total,
+            "fid": weighted_frechet(features, reference, weights),
+            "ms_ssim": _mean_of_known(counts, similar),
+            "diversity": _mean_of_known(counts, distance),
+        }
+        return values, each
+
+    values, each = scores(torch.ones(1, num_prompts, dtype=torch.float64))
+    replicates = {key: torch.empty(0, dtype=torch.float64) for key in KEYS}
+    if bootstrap and num_prompts > 1:
+        replicates, _ = scores(_resamples(num_prompts, bootstrap, seed))
+        replicates["fid"] = (replicates["fid"] - replicates["fid"].mean() + values["fid"]).clamp_min(0.0)
+    return Evaluation(
+        values={key: float(value) for key, value in values.items()},
+        replicates=replicates,
+        auroc_per_finding=dict(zip(judges.findings, each[0].tolist(), strict=True)),
+        num_images=len(batch),
+    )
+
+
+def summarise(
+    images: Tensor, batch: PromptBatch, judges: JudgeModels, *, seed: int, bootstrap: int
+) -> dict[str, Any]:
+    """:func:`evaluate_images` as plain values for JSON."""
+    return evaluate_images(images, batch, judges, seed=seed, bootstrap=bootstrap).to_dict()
+
+
+def evaluate_policy(
+    sampler: Sampler,
+    prompts: Sequence[ReportPrompt],
+    judges: JudgeModels,
+    *,
+    num_images: int,
+    samples_per_prompt: int,
+    seed: int,
+    bootstrap: int,
+    judges_name: str = "phantom",
+    anchor: Evaluation | None = None,
+) -> Summary:
+    """Draws and scores images of the policy and, unless it is given, of the anchor.
+
+    Args:
+        sampler: Draws images; called with the same batch for both sides.
+        prompts: Held-out reports.
+        judges: Models that gave no reward.
+        num_images: Of each side.
+        samples_per_prompt: About how many of them per report.
+        seed: Of the bootstrap, and written into the summary.
+        bootstrap: Resamples.
+        judges_name: What was loaded, written into the summary.
+        anchor: An earlier evaluation of the anchor with the same prompts and seed.
+    """
+    batch = evaluation_batch(prompts, num_images, samples_per_prompt)
+    if anchor is None:
+        anchor = evaluate_images(sampler(batch, True), batch, judges, seed=seed, bootstrap=bootstrap)
+    images = sampler(batch, False)
+    policy = evaluate_images(images, batch, judges, seed=seed, bootstrap=bootstrap)
+    description = {
+        "name": judges_name,
+        "feature_dim": judges.reference.shape[1],
+        "findings": list(judges.findings),
+    }
+    return Summary(anchor, policy, batch, images, seed, description)
+
+
+def _in_batches(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([score(part).cpu() for part in images.split(JUDGE_BATCH)])
+
+
+def _resamples(num_prompts: int, bootstrap: int, seed: int) -> Tensor:
+    """float64 [B, P]: how often each prompt is drawn in each of B resamples of P prompts with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(num_prompts, (bootstrap, num_prompts), generator=generator)
+    counts = torch.zeros(bootstrap, num_prompts, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def _mean_of_known(counts: Tensor, values: Tensor) -> Tensor:
+    """[B] weighted means over the prompts whose value is not nan; nan when there is none."""
+    known = ~values.isnan()
+    return counts[:, known] @ values[known] / counts[:, known].sum(1)
+
+
+def _interval(replicates: Tensor) -> list[float | None]:
+    if replicates.numel() == 0 or bool(replicates.isnan().all()):
+        return [None, None]
+    bounds = torch.nanquantile(replicates, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return [float(bounds[0]), float(bounds[1])]
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -83,6 +83,7 @@ def test_captions_are_cut_with_dots():
     assert lines[-1].endswith("...")
     assert all(font.getlength(line) <= CELL for line in _wrap("x" * 400, font, CELL) + lines)
     assert _wrap("Two words", font, CELL) == ["Two words"]
+    assert _wrap("38 °C – “fever” α", font, CELL) == ['38 °C - "fever" ?']
 
 
 def test_a_grid_needs_one_image_per_caption(tmp_path):

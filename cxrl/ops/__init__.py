@@ -1,8 +1,8 @@
 """The numerical ops of cxrl: one schema, one plain PyTorch reference, several backends each.
 
-``attention``, ``trajectory_log_prob``, ``denoise_step``, ``pairwise_comparison`` and ``group_win_rate`` are the
-whole surface. Every one takes ``backend=`` (or the environment variable ``CXRL_BACKEND``): ``auto`` picks, any
-other name is used or refused with the reason (:func:`unavailable_reason`).
+``attention``, ``trajectory_log_prob``, ``denoise_step``, ``pairwise_comparison`` and ``group_win_rate``.
+Every one takes ``backend=`` (or the environment variable ``CXRL_BACKEND``): ``auto`` picks, any other name
+is used or refused with the reason (:func:`unavailable_reason`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,217 @@
-"""Which backend runs an op."""
+"""Which backend runs an op, and how a compiled backend becomes a torch op.
+
+An op's public function checks its arguments, asks :func:`select` for a backend and calls it. ``reference``,
+``sdpa`` and ``xformers`` are plain differentiable PyTorch in the op's own file. The compiled ones live in
+provider modules that hold, for the ops they can do, plain functions named ``<op>`` and ``<op>_backward``
+(arguments of the schema without ``backend``, then ``out``, the tensors to write), and
+
+    unavailable(op: str, device_type: str) -> str | None      why the op cannot run here, or None
+    SUPPORTED: frozenset[str]                                 the unusual needs of an op that it can meet
+
+A provider whose module cannot be imported is unavailable for that reason; a new backend adds only its file.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
 BACKENDS = ("auto", "reference", "sdpa", "cpp", "triton", "cuda", "xformers")
+ENVIRONMENT_VARIABLE = "CXRL_BACKEND"
+
+_FILE_OF_OP = {"denoise_step": "trajectory_log_prob", "group_win_rate": "pairwise_comparison"}
+_COMPILED = {"cpp": "cxrl.ops._cpp", "cuda": "cxrl.ops._cuda", "triton": "cxrl_kernels.{file}"}
+_PLAIN = {"attention": ("reference", "sdpa", "xformers")}
+# What auto tries, in order; the last entry always works.
+_AUTO = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
+}
+_LOGGER = logging.getLogger("cxrl")
+_LIBRARY = torch.library.Library("cxrl", "FRAGMENT")
 
 
-def unavailable_reason(op: str, backend: str) -> str | None:
-    """Why ``backend`` cannot run ``op`` here, or None if it can."""
-    return None if backend in ("auto", "reference") else f"{op} has no {backend} backend yet"
+def backends_of(op: str) -> tuple[str, ...]:
+    """The backends that ``op`` has anywhere, whether or not they run here."""
+    return (*_PLAIN.get(op, ("reference",)), *_COMPILED)
+
+
+@functools.cache
+def provider(op: str, backend: str) -> ModuleType:
+    """The module that holds a compiled backend of ``op``; ImportError with the reason where there is none."""
+    return importlib.import_module(_COMPILED[backend].format(file=_FILE_OF_OP.get(op, op)))
+
+
+def unavailable_reason(
+    op: str, backend: str, device_type: str = "cpu", needs: tuple[str, ...] = ()
+) -> str | None:
+    """Why ``backend`` cannot run ``op`` on ``device_type`` tensors, or None if it can.
+
+    Args:
+        op: Name of the op.
+        backend: One of :data:`BACKENDS`.
+        device_type: "cpu" or "cuda".
+        needs: Unusual things that the arguments ask for, such as "float64".
+    """
+    if backend in ("auto", "reference"):
+        return None
+    if backend not in backends_of(op):
+        return f"{op} has no such backend; it has {', '.join(backends_of(op))}"
+    if backend == "sdpa":
+        return None
+    if backend == "xformers":
+        return _xformers_reason(device_type, needs)
+    try:
+        module = provider(op, backend)
+    except ImportError as error:
+        return f"{_COMPILED[backend].format(file=_FILE_OF_OP.get(op, op))} cannot be imported: {error}"
+    if not hasattr(module, op):
+        return f"{module.__name__} does not implement it"
+    missing = [need for need in needs if need not in module.SUPPORTED]
+    if missing:
+        return f"it does not support {' and '.join(missing)}"
+    return module.unavailable(op, device_type)
+
+
+def _xformers_reason(device_type: str, needs: tuple[str, ...]) -> str | None:
+    if device_type != "cuda":
+        return f"it needs CUDA tensors, these are on {device_type}"
+    if "float64" in needs:
+        return "it does not support float64"
+    try:
+        importlib.import_module("xformers.ops")
+    except ImportError as error:
+        return f"xformers cannot be imported: {error}"
+    return None
+
+
+def requested_backend(op: str, backend: str | None) -> str:
+    """The backend that the caller or else the environment asks for, "auto" if neither does.
+
+    The environment variable speaks for the ops that have such a backend; the others stay on "auto".
+    """
+    if backend is not None:
+        return backend
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not wanted:
+        return "auto"
+    if wanted not in BACKENDS:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}={wanted!r}; choose one of {', '.join(BACKENDS)}")
+    return wanted if wanted in backends_of(op) else "auto"
+
+
+@torch.compiler.assume_constant_result
+def select(op: str, backend: str | None, device_type: str, needs: tuple[str, ...] = ()) -> str:
+    """The backend to use: what was asked for, or what ``auto`` picks.
+
+    Raises:
+        ValueError: The backend that was asked for is unknown or cannot run; the message says why.
+    """
+    return _select(op, requested_backend(op, backend), device_type, needs)
+
+
+@functools.lru_cache(maxsize=1024)
+def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...]) -> str:
+    if wanted not in BACKENDS:
+        raise ValueError(f"{op}: unknown backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
+    if wanted != "auto":
+        reason = unavailable_reason(op, wanted, device_type, needs)
+        if reason is not None:
+            raise ValueError(f"{op}: backend {wanted!r} cannot run: {reason}")
+        return wanted
+    reasons = []
+    for candidate in _AUTO.get(device_type, ("reference",)):
+        reason = unavailable_reason(op, candidate, device_type, needs)
+        if reason is None:
+            break
+        reasons.append(f"{candidate}: {reason}")
+    if candidate == "reference" and reasons:
+        _LOGGER.warning("%s runs on its PyTorch reference (%s)", op, "; ".join(reasons))
+    return candidate
+
+
+def forget_choices() -> None:
+    """Look again at what is available. For tests and for :mod:`cxrl.ops.tune`."""
+    _select.cache_clear()
+    provider.cache_clear()
+
+
+def _plain_eager(args: tuple[Any, ...]) -> bool:
+    """Whether nothing watches the dispatcher, so that going around it cannot be noticed."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._len_torch_function_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(a) in _EAGER_TYPES for a in args if isinstance(a, Tensor))
+
+
+_EAGER_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def define(
+    name: str,
+    schema: str,
+    allocate: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Register ``cxrl::<name>`` for the compiled backends and return the function that calls it.
+
+    ``allocate`` takes the op's arguments and makes its empty outputs: it is the op's fake as well. The last
+    argument of the schema is ``str backend``; the kernel is that provider's function ``name``, which gets the
+    other arguments and ``out``, what ``allocate`` made, to write. The returned function goes through the
+    torch dispatcher only when something could see the difference (compilation, fake tensors, modes,
+    transforms): at the sizes of a small latent the dispatcher would cost several times the work itself.
+    Both ways share ``setup_context`` and ``backward``.
+    """
+    op_name = name.removesuffix("_backward")
+
+    def kernel(*args: Any) -> Any:
+        out = allocate(*args)
+        getattr(provider(op_name, args[-1]), name)(*args[:-1], out)
+        return out
+
+    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cxrl::{name}", allocate, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"cxrl::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    overload = getattr(torch.ops.cxrl, name).default
+    if backward is None:
+        return lambda *args: kernel(*args) if _plain_eager(args) else overload(*args)
+
+    members = {
+        "forward": staticmethod(kernel),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
+    }
+    function = type(f"cxrl_{name}", (torch.autograd.Function,), members)
+
+    def call(*args: Any) -> Any:
+        if not _plain_eager(args):
+            return overload(*args)
+        if wants_grad(*args):
+            return function.apply(*args)
+        return kernel(*args)
+
+    return call
+
+
+def wants_grad(*args: Any) -> bool:
+    """Whether autograd would record an op on ``args``."""
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def empty_dense_like(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor of the shape of ``t``: channels last if ``t`` is, else contiguous."""
+    if t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(t, dtype=dtype, memory_format=torch.channels_last)
+    return torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format)

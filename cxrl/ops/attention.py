@@ -2,9 +2,10 @@
 
     out = softmax(scale · q [k ; extra_k]ᵀ) [v ; extra_v]        softmax in float32 (float64 for float64)
 
-``extra_k``/``extra_v`` are the keys and values of the ACE tokens, attended to after the prompt's. ``kv_index`` maps
-the batch row of the queries to that of ``k`` and ``v``, so the samples of a prompt share one copy.
-Shapes: q [B, H, N, D]; k, v [Bk, H, L, D]; extra [H, E, D] shared or [B·H, E, D] one per row; kv_index int64 [B].
+``extra_k``/``extra_v`` are the keys and values of the ACE tokens, attended to after the prompt's.
+``kv_index`` maps the batch row of the queries to that of ``k`` and ``v``, so the samples of a prompt share
+one.
+Shapes: q [B, H, N, D]; k, v [Bk, H, L, D]; extra [H, E, D], or [B·H, E, D] with one each; kv_index int64 [B].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Comparison of every sample's rewards with the anchor bank of its prompt.
 
-With r = rewards[n, k], the bank a_m = anchors[prompt[n], m, k], its mean ā and its population standard deviation
-s = max(std, min_std[k]):
+With r = rewards[n, k], the bank a_m = anchors[prompt[n], m, k], its mean ā, its population standard deviation
+std and s = max(std, min_std[k]):
 
     difference     score[n] = Σ_k w_k (r − ā) / s
     win            score[n] = Σ_k w_k share_k          share_k = mean_m [r > a_m] + ½ [r = a_m]
@@ -15,9 +15,12 @@ Shapes: N samples, P prompts, M anchors a prompt, K rewards.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cxrl.ops import _dispatch
 
 FORMS = ("difference", "win", "bradley_terry", "direct")
 DEFAULT_MIN_STD = 1e-6
@@ -87,8 +90,8 @@ def pairwise_comparison(
         prompt: int64 [N], the row of ``anchors`` that sample n is compared with.
         weights: float32 [K], of the rewards in the score.
         form: One of :data:`FORMS`.
-        min_std: float32 [K], floor of the bank's standard deviation in each reward's own unit, > 0. None means
-            1e-6: give a real floor where a bank may tie or has a single anchor.
+        min_std: float32 [K], floor of the bank's standard deviation in each reward's own unit, > 0. None
+            means 1e-6: give a real floor where a bank may tie or has a single anchor.
         temperature: Of ``bradley_terry``, in units of the bank's standard deviation, > 0.
         backend: See :data:`cxrl.ops.BACKENDS`; None means ``CXRL_BACKEND`` or ``auto``.
 
@@ -99,6 +102,15 @@ def pairwise_comparison(
         ValueError: A shape, dtype, device, form or (on the CPU) value does not fit; the backend cannot run.
     """
     check_comparison(rewards, anchors, prompt, weights, form, min_std, temperature)
+    needs = ("float64",) if rewards.dtype == torch.float64 else ()
+    if _dispatch.wants_grad(anchors, weights, min_std):
+        needs += ("gradients of anchors, weights or min_std",)
+    chosen = _dispatch.select("pairwise_comparison", backend, rewards.device.type, needs)
+    if chosen != "reference":
+        score, win_rate = _comparison_op(
+            rewards, anchors, prompt, weights, form, min_std, temperature, chosen
+        )
+        return score, win_rate.detach()
     _check_values(rewards, anchors, prompt, min_std)
     return pairwise_comparison_reference(rewards, anchors, prompt, weights, form, min_std, temperature)
 
@@ -118,8 +130,12 @@ def group_win_rate(rewards: Tensor, prompt: Tensor, *, backend: str | None = Non
         ValueError: A shape, dtype, device or (on the CPU) value does not fit; the backend cannot run.
     """
     _check_rewards("group_win_rate", rewards, prompt)
-    _check_finite("group_win_rate", "rewards", rewards)
+    needs = ("float64",) if rewards.dtype == torch.float64 else ()
     with torch.no_grad():
+        chosen = _dispatch.select("group_win_rate", backend, rewards.device.type, needs)
+        if chosen != "reference":
+            return _group_op(rewards, prompt, chosen)
+        _check_finite("group_win_rate", "rewards", rewards)
         return group_win_rate_reference(rewards, prompt)
 
 
@@ -184,3 +200,57 @@ def _check_values(rewards: Tensor, anchors: Tensor, prompt: Tensor, min_std: Ten
         raise ValueError(f"{op}: prompt[{bad}] = {int(prompt[bad])}, expected 0 to {len(anchors) - 1}")
     if min_std is not None and not bool((min_std > 0).all()):
         raise ValueError(f"{op}: min_std must be positive, got {min_std.tolist()}")
+
+
+def _allocate_comparison(
+    rewards: Tensor,
+    anchors: Tensor,
+    prompt: Tensor,
+    weights: Tensor,
+    form: str,
+    min_std: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return rewards.new_empty(rewards.shape[0]), rewards.new_empty(rewards.shape[1])
+
+
+def _allocate_comparison_backward(grad_score: Tensor, rewards: Tensor, *others: Any) -> Tensor:
+    return _dispatch.empty_dense_like(rewards)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rewards, anchors, prompt, weights, form, min_std, temperature, backend = inputs
+    ctx.save_for_backward(rewards, anchors, prompt, weights, min_std)
+    ctx.form, ctx.temperature, ctx.backend = form, temperature, backend
+
+
+def _backward(ctx: Any, grad_score: Tensor, grad_win_rate: Tensor) -> tuple[Any, ...]:
+    rewards, anchors, prompt, weights, min_std = ctx.saved_tensors
+    grad = _comparison_backward_op(
+        grad_score, rewards, anchors, prompt, weights, ctx.form, min_std, ctx.temperature, ctx.backend
+    )
+    return grad, None, None, None, None, None, None, None
+
+
+_ARGUMENTS = (
+    "Tensor rewards, Tensor anchors, Tensor prompt, Tensor weights, str form, Tensor? min_std, "
+    "float temperature, str backend"
+)
+_comparison_backward_op = _dispatch.define(
+    "pairwise_comparison_backward",
+    f"(Tensor grad_score, {_ARGUMENTS}) -> Tensor",
+    _allocate_comparison_backward,
+)
+_comparison_op = _dispatch.define(
+    "pairwise_comparison",
+    f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+    _allocate_comparison,
+    _setup_context,
+    _backward,
+)
+_group_op = _dispatch.define(
+    "group_win_rate",
+    "(Tensor rewards, Tensor prompt, str backend) -> Tensor",
+    lambda rewards, prompt, backend: _dispatch.empty_dense_like(rewards),
+)

@@ -8,19 +8,22 @@ A DDIM step without clipping is linear in the network's output for every predict
     x_prev = μ + σ · noise
     log p  = mean over C·H·W of  −½ ((x_prev − μ) / σ)² − log σ − ½ log 2π
 
-The mean, not the sum, is the convention of Black et al., 2023 (arXiv 2305.13301): clip ranges of 1e-4 rest on it.
-The log-probability is always that of the *stored* (rounded) ``x_prev``, so scoring a step again gives it back.
+The mean, not the sum, is the convention of Black et al., 2023 (arXiv 2305.13301): clip ranges of 1e-4 rest on
+it. The log-probability is that of the *stored* (rounded) ``x_prev``, so scoring a step again gives it back.
 
-Shapes: B rows (samples, timesteps, or both), then any C·H·W. Latents, tables and results are float32 whatever the
-network's dtype; the reference also takes float64 throughout.
+Shapes: B rows (samples, timesteps, or both), then any C·H·W. Latents, tables and results are float32 whatever
+the network's dtype; the reference also takes float64 throughout.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cxrl.ops import _dispatch
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -84,7 +87,7 @@ def trajectory_log_prob(
 
     Args:
         model_output_cond: The network's output with the prompt, [B, ...], float32, float16 or bfloat16.
-        model_output_uncond: The output without the prompt, same shape and dtype, or None (then guidance is 1).
+        model_output_uncond: As ``model_output_cond``, without the prompt; None if guidance is 1.
         guidance: Classifier-free guidance scale, the one that sampled.
         x_t: float32 [B, ...], the latents before the step.
         x_prev: float32 [B, ...], the latents after it.
@@ -108,10 +111,12 @@ def trajectory_log_prob(
         x_prev,
         table_rows,
     )
+    args = (model_output_cond, model_output_uncond, guidance, x_t, x_prev, table_rows)
+    chosen = _dispatch.select("trajectory_log_prob", backend, x_t.device.type, _needs(*args))
+    if chosen != "reference":
+        return _log_prob_op(*args, chosen)
     check_table("trajectory_log_prob", table_rows, allow_zero_sigma=False)
-    return trajectory_log_prob_reference(
-        model_output_cond, model_output_uncond, guidance, x_t, x_prev, table_rows
-    )
+    return trajectory_log_prob_reference(*args)
 
 
 def denoise_step(
@@ -128,7 +133,7 @@ def denoise_step(
 
     Args:
         model_output_cond: The network's output with the prompt, [B, ...], float32, float16 or bfloat16.
-        model_output_uncond: The output without the prompt, same shape and dtype, or None (then guidance is 1).
+        model_output_uncond: As ``model_output_cond``, without the prompt; None if guidance is 1.
         guidance: Classifier-free guidance scale.
         x_t: float32 [B, ...], the latents before the step.
         noise: float32 [B, ...], standard normal.
@@ -136,8 +141,8 @@ def denoise_step(
         backend: See :data:`cxrl.ops.BACKENDS`; None means ``CXRL_BACKEND`` or ``auto``.
 
     Returns:
-        ``x_prev`` float32 [B, ...] and its log-probability, float32 [B]. A row with sigma 0 is deterministic: its
-        ``x_prev`` is the mean and its log-probability 0, to be left out of the policy.
+        ``x_prev`` float32 [B, ...] and its log-probability, float32 [B]. A row with sigma 0 is deterministic:
+        ``x_prev`` is the mean and the log-probability 0, to be left out of the policy.
 
     Raises:
         ValueError: As :func:`trajectory_log_prob`, for a negative sigma.
@@ -145,11 +150,96 @@ def denoise_step(
     check_step(
         "denoise_step", model_output_cond, model_output_uncond, guidance, x_t, "noise", noise, table_rows
     )
-    check_table("denoise_step", table_rows, allow_zero_sigma=True)
+    args = (model_output_cond, model_output_uncond, guidance, x_t, noise, table_rows)
     with torch.no_grad():
-        return denoise_step_reference(
-            model_output_cond, model_output_uncond, guidance, x_t, noise, table_rows
-        )
+        chosen = _dispatch.select("denoise_step", backend, x_t.device.type, _needs(*args))
+        if chosen != "reference":
+            return _step_op(*args, chosen)
+        check_table("denoise_step", table_rows, allow_zero_sigma=True)
+        return denoise_step_reference(*args)
+
+
+def _needs(
+    cond: Tensor, uncond: Tensor | None, guidance: float, x_t: Tensor, other: Tensor, table_rows: Tensor
+) -> tuple[str, ...]:
+    needs: tuple[str, ...] = ()
+    if x_t.dtype == torch.float64 or cond.dtype == torch.float64:
+        needs += ("float64",)
+    if _dispatch.wants_grad(x_t, other, table_rows):
+        needs += ("gradients of the latents or the table",)
+    return needs
+
+
+def _allocate_log_prob(
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    x_prev: Tensor,
+    rows: Tensor,
+    backend: str,
+) -> Tensor:
+    return x_t.new_empty(x_t.shape[0])
+
+
+def _allocate_log_prob_backward(
+    grad: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    x_prev: Tensor,
+    rows: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    without = cond.new_empty(0) if uncond is None else _dispatch.empty_dense_like(uncond)
+    return _dispatch.empty_dense_like(cond), without
+
+
+def _allocate_step(
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    noise: Tensor,
+    rows: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _dispatch.empty_dense_like(x_t), x_t.new_empty(x_t.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    cond, uncond, guidance, x_t, x_prev, rows, backend = inputs
+    ctx.save_for_backward(cond, uncond, x_t, x_prev, rows)
+    ctx.guidance, ctx.backend = guidance, backend
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    cond, uncond, x_t, x_prev, rows = ctx.saved_tensors
+    grad_cond, grad_uncond = _log_prob_backward_op(
+        grad, cond, uncond, ctx.guidance, x_t, x_prev, rows, ctx.backend
+    )
+    return grad_cond, None if uncond is None else grad_uncond, None, None, None, None, None
+
+
+_ARGUMENTS = (
+    "Tensor cond, Tensor? uncond, float guidance, Tensor x_t, Tensor {}, Tensor table_rows, str backend"
+)
+_log_prob_backward_op = _dispatch.define(
+    "trajectory_log_prob_backward",
+    f"(Tensor grad, {_ARGUMENTS.format('x_prev')}) -> (Tensor, Tensor)",
+    _allocate_log_prob_backward,
+)
+_log_prob_op = _dispatch.define(
+    "trajectory_log_prob",
+    f"({_ARGUMENTS.format('x_prev')}) -> Tensor",
+    _allocate_log_prob,
+    _setup_context,
+    _backward,
+)
+_step_op = _dispatch.define(
+    "denoise_step", f"({_ARGUMENTS.format('noise')}) -> (Tensor, Tensor)", _allocate_step
+)
 
 
 def check_step(
@@ -186,7 +276,8 @@ def check_step(
         raise ValueError(f"{op}: model_output_cond must be float32, float16 or bfloat16, got {cond.dtype}")
     if other.dtype != dtype or table_rows.dtype != dtype:
         raise ValueError(
-            f"{op}: {other_name} and table_rows must be {dtype} like x_t, got {other.dtype} and {table_rows.dtype}"
+            f"{op}: {other_name} and table_rows must be {dtype} like x_t, "
+            f"got {other.dtype} and {table_rows.dtype}"
         )
     if table_rows.shape != (shape[0], 3):
         raise ValueError(f"{op}: table_rows must be [{shape[0]}, 3], got {tuple(table_rows.shape)}")
@@ -206,5 +297,6 @@ def check_table(op: str, table_rows: Tensor, *, allow_zero_sigma: bool) -> None:
         row = int((~good).nonzero()[0])
         wanted = "sigma >= 0" if allow_zero_sigma else "sigma > 0 (leave deterministic steps out)"
         raise ValueError(
-            f"{op}: table_rows[{row}] = {table_rows[row].tolist()}; expected finite (c_x, c_e, sigma) with {wanted}"
+            f"{op}: table_rows[{row}] = {table_rows[row].tolist()}; "
+            f"expected finite (c_x, c_e, sigma) with {wanted}"
         )

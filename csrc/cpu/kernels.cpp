@@ -1,0 +1,86 @@
+// Compiled once for every instruction set, with CXRL_ISA naming it (see CMakeLists.txt).
+#include "kernels.h"
+
+#include "simd.h"
+
+// The order matters: the loops below are built from simd.h.
+#include "pairwise_comparison_kernel.h"
+#include "trajectory_log_prob_kernel.h"
+
+namespace {
+
+template <Vec (*kWiden)(HVec)>
+void load_half(const char* src, int64_t stride, int64_t n, float* dst) {
+  const uint16_t* half = reinterpret_cast<const uint16_t*>(src);
+  for (int64_t i = 0; i < n; i += kWidth) {
+    int64_t count = n - i < kWidth ? n - i : kWidth;
+    HVec h = {};
+    if (stride == 1) {
+      std::memcpy(&h, half + i, static_cast<size_t>(count) * 2);
+    } else {
+      for (int64_t j = 0; j < count; ++j) h[j] = half[(i + j) * stride];
+    }
+    store_partial(dst + i, kWiden(h), count);
+  }
+}
+
+template <HVec (*kNarrow)(Vec)>
+void store_half(const float* src, int64_t n, char* dst, int64_t stride) {
+  uint16_t* half = reinterpret_cast<uint16_t*>(dst);
+  for (int64_t i = 0; i < n; i += kWidth) {
+    int64_t count = n - i < kWidth ? n - i : kWidth;
+    HVec h = kNarrow(load_partial(src + i, count));
+    if (stride == 1) {
+      std::memcpy(half + i, &h, static_cast<size_t>(count) * 2);
+    } else {
+      for (int64_t j = 0; j < count; ++j) half[(i + j) * stride] = h[j];
+    }
+  }
+}
+
+void load_elements(const char* src, cxrl::DType dtype, int64_t stride, int64_t n, float* dst) {
+  if (dtype == cxrl::DType::kFloat16) return load_half<widen_fp16>(src, stride, n, dst);
+  if (dtype == cxrl::DType::kBFloat16) return load_half<widen_bf16>(src, stride, n, dst);
+  const float* value = reinterpret_cast<const float*>(src);
+  for (int64_t i = 0; i < n; ++i) dst[i] = value[i * stride];
+}
+
+void store_elements(const float* src, int64_t n, char* dst, cxrl::DType dtype, int64_t stride) {
+  if (dtype == cxrl::DType::kFloat16) return store_half<narrow_fp16>(src, n, dst, stride);
+  if (dtype == cxrl::DType::kBFloat16) return store_half<narrow_bf16>(src, n, dst, stride);
+  float* value = reinterpret_cast<float*>(dst);
+  for (int64_t i = 0; i < n; ++i) value[i * stride] = src[i];
+}
+
+int64_t find_nonfinite(const float* src, int64_t n) {
+  // Exponent all ones means inf or nan; integers, so that no floating-point option can fold the test away.
+  for (int64_t i = 0; i < n; i += kWidth) {
+    int64_t count = n - i < kWidth ? n - i : kWidth;
+    IVec bits = (IVec)(count == kWidth ? load(src + i) : load_partial(src + i, count));
+    IVec bad = (bits & 0x7f800000) == 0x7f800000;
+    int32_t any = 0;
+    for (int j = 0; j < kWidth; ++j) any |= bad[j];
+    if (any) {
+      for (int64_t j = 0; j < count; ++j)
+        if (bad[j]) return i + j;
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+#define CXRL_NAME_(isa) kernels_##isa
+#define CXRL_NAME(isa) CXRL_NAME_(isa)
+#define CXRL_TEXT_(isa) #isa
+#define CXRL_TEXT(isa) CXRL_TEXT_(isa)
+
+namespace cxrl {
+
+extern const Kernels CXRL_NAME(CXRL_ISA);
+const Kernels CXRL_NAME(CXRL_ISA) = {
+    CXRL_TEXT(CXRL_ISA), kWidth,    load_elements, store_elements, find_nonfinite,
+    log_prob_tile,       step_tile, grad_tile,     compare,        compare_grad,
+};
+
+}  // namespace cxrl

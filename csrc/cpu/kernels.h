@@ -1,0 +1,62 @@
+// The table of inner loops. kernels.cpp is compiled once for every instruction set and fills one table each;
+// everything that owns memory, starts threads or reports errors stays outside, in <op>.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/operand.h"
+
+namespace cxrl {
+
+// Coefficients of one row of a denoising step: mean = c_x * x_t + c_e * m.
+struct StepRow {
+  float c_x, c_e, sigma, guidance;
+};
+
+enum class Form : int { kDifference = 0, kWin = 1, kBradleyTerry = 2, kDirect = 3 };
+
+// A range of samples and the prepared bank: `bank` is [P, K, padded_m] (pads are +inf), `mean` and `inverse` are
+// [P, K], `inverse` being 1 / (std) or, for Bradley-Terry, 1 / (temperature * std).
+struct ComparisonArgs {
+  const float* rewards;
+  const int64_t* prompt;
+  const float* weights;
+  const float* bank;
+  const float* mean;
+  const float* inverse;
+  int64_t num_rewards, num_anchors, padded_m;
+  Form form;
+};
+
+struct Kernels {
+  const char* name;
+  int width;  // floats in a vector
+
+  // n elements `stride` elements apart, to or from dense float32.
+  void (*load)(const char* src, DType dtype, int64_t stride, int64_t n, float* dst);
+  void (*store)(const float* src, int64_t n, char* dst, DType dtype, int64_t stride);
+  // Index of the first element that is not finite, or -1.
+  int64_t (*find_nonfinite)(const float* src, int64_t n);
+
+  // Sum of (x_prev - mean)^2 over n dense elements. uncond may be null in all three.
+  double (*log_prob_tile)(const float* cond, const float* uncond, const float* x_t, const float* x_prev, int64_t n,
+                          StepRow row);
+  double (*step_tile)(const float* cond, const float* uncond, const float* x_t, const float* noise, int64_t n,
+                      StepRow row, float* x_prev);
+  // grad_m = factor * (x_prev - mean), shared out to the two outputs.
+  void (*grad_tile)(const float* cond, const float* uncond, const float* x_t, const float* x_prev, int64_t n,
+                    StepRow row, float factor, float* grad_cond, float* grad_uncond);
+
+  // Samples begin..end: score[n], and share_sum[k] += share beaten.
+  void (*compare)(const ComparisonArgs& args, int64_t begin, int64_t end, float* score, double* share_sum);
+  void (*compare_grad)(const ComparisonArgs& args, int64_t begin, int64_t end, const float* grad_score,
+                       float* grad_rewards);
+};
+
+// The table in use: the best this processor runs, unless set_isa asked for another.
+const Kernels& kernels();
+const char* isa_name();
+// Throws std::invalid_argument when `name` is not built or not supported here.
+void set_isa(const char* name);
+
+}  // namespace cxrl

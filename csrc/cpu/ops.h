@@ -1,0 +1,39 @@
+// The CPU ops, as bindings.cpp calls them. All outputs are written completely.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/operand.h"
+#include "kernels.h"
+
+namespace cxrl {
+
+struct StepShape {
+  int64_t batch, row_size;
+};
+
+// table: float32 rows (c_x, c_e, sigma), `table_stride` apart. Throws std::invalid_argument on a bad row.
+void trajectory_log_prob_cpu(Operand cond, Operand uncond, float guidance, Operand x_t, Operand x_prev,
+                             const float* table, int64_t table_stride, StepShape shape, float* log_prob);
+void trajectory_log_prob_backward_cpu(const float* grad, int64_t grad_stride, Operand cond, Operand uncond,
+                                      float guidance, Operand x_t, Operand x_prev, const float* table,
+                                      int64_t table_stride, StepShape shape, Operand grad_cond,
+                                      Operand grad_uncond);
+void denoise_step_cpu(Operand cond, Operand uncond, float guidance, Operand x_t, Operand noise, const float* table,
+                      int64_t table_stride, StepShape shape, Operand x_prev, float* log_prob);
+
+struct ComparisonShape {
+  int64_t num_samples, num_prompts, num_anchors, num_rewards;
+};
+
+// Dense float32 [N, K], [P, M, K], [N], [K], [K] or null. Throws std::invalid_argument on a bad value.
+void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt,
+                             const float* weights, const float* min_std, Form form, float temperature,
+                             ComparisonShape shape, float* score, float* win_rate);
+void pairwise_comparison_backward_cpu(const float* grad_score, const float* rewards, const float* anchors,
+                                      const int64_t* prompt, const float* weights, const float* min_std, Form form,
+                                      float temperature, ComparisonShape shape, float* grad_rewards);
+void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
+                        float* win_rate);
+
+}  // namespace cxrl

@@ -1,0 +1,211 @@
+"""The C++ CPU backend: describes tensors to :mod:`cxrl._C` as addresses, sizes and strides.
+
+Callers have checked shapes, dtypes and devices; the extension itself checks values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    # After torch, so that both use the OpenMP runtime (and its threads) that torch brings.
+    from cxrl import _C
+
+    _IMPORT_ERROR: str | None = None
+except ImportError as error:
+    _IMPORT_ERROR = str(error)
+
+SUPPORTED: frozenset[str] = frozenset()
+
+_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_FORM_CODES = {"difference": 0, "win": 1, "bradley_terry": 2, "direct": 3}
+
+Description = tuple[int, int, int, int]
+
+
+def unavailable(op: str, device_type: str) -> str | None:
+    """Why the C++ backend cannot run ``op`` here, or None."""
+    if _IMPORT_ERROR is not None:
+        return (
+            f"cxrl._C cannot be imported ({_IMPORT_ERROR}); build it with "
+            "`pip install -e . --no-build-isolation` (needs a C++17 compiler)"
+        )
+    return None if device_type == "cpu" else f"it needs CPU tensors, these are on {device_type}"
+
+
+def _describe(t: Tensor) -> Description | None:
+    """(address, dtype, row stride, channels if channels last else 0), or None if a row is not dense."""
+    if t.is_contiguous():
+        return t.data_ptr(), _DTYPE_CODES[t.dtype], t.stride(0), 0
+    shape, stride = t.shape, t.stride()
+    if t.numel() == 0 or shape[1:].numel() == 1:
+        return t.data_ptr(), _DTYPE_CODES[t.dtype], stride[0], 0
+    if t[0].is_contiguous():
+        return t.data_ptr(), _DTYPE_CODES[t.dtype], stride[0], 0
+    if t.ndim > 2 and t[0].movedim(0, -1).is_contiguous():
+        return t.data_ptr(), _DTYPE_CODES[t.dtype], stride[0], shape[1]
+    return None
+
+
+def _operand(t: Tensor | None, keep: list[Tensor]) -> Description | None:
+    """The description of ``t``, or of a dense copy that ``keep`` holds alive."""
+    if t is None:
+        return None
+    description = _describe(t)
+    if description is None:
+        copy = t.contiguous()
+        keep.append(copy)
+        description = _describe(copy)
+    return description
+
+
+def _table(table_rows: Tensor, keep: list[Tensor]) -> tuple[int, int]:
+    if table_rows.stride(1) != 1:
+        table_rows = table_rows.contiguous()
+        keep.append(table_rows)
+    return table_rows.data_ptr(), table_rows.stride(0)
+
+
+def _size(t: Tensor) -> tuple[int, int]:
+    shape = t.shape
+    return shape[0], shape[1:].numel()
+
+
+def trajectory_log_prob(
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    x_prev: Tensor,
+    table_rows: Tensor,
+    out: Tensor,
+) -> None:
+    keep: list[Tensor] = []
+    _C.trajectory_log_prob(
+        _operand(cond, keep),
+        _operand(uncond, keep),
+        guidance,
+        _operand(x_t, keep),
+        _operand(x_prev, keep),
+        *_table(table_rows, keep),
+        *_size(x_t),
+        out.data_ptr(),
+    )
+
+
+def trajectory_log_prob_backward(
+    grad: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    x_prev: Tensor,
+    table_rows: Tensor,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    keep: list[Tensor] = []
+    _C.trajectory_log_prob_backward(
+        grad.data_ptr(),
+        grad.stride(0),
+        _operand(cond, keep),
+        _operand(uncond, keep),
+        guidance,
+        _operand(x_t, keep),
+        _operand(x_prev, keep),
+        *_table(table_rows, keep),
+        *_size(x_t),
+        _describe(out[0]),
+        None if uncond is None else _describe(out[1]),
+    )
+
+
+def denoise_step(
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    noise: Tensor,
+    table_rows: Tensor,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    keep: list[Tensor] = []
+    x_prev, log_prob = out
+    _C.denoise_step(
+        _operand(cond, keep),
+        _operand(uncond, keep),
+        guidance,
+        _operand(x_t, keep),
+        _operand(noise, keep),
+        *_table(table_rows, keep),
+        *_size(x_t),
+        _describe(x_prev),
+        log_prob.data_ptr(),
+    )
+
+
+def _comparison_addresses(
+    keep: list[Tensor],
+    rewards: Tensor,
+    anchors: Tensor,
+    prompt: Tensor,
+    weights: Tensor,
+    min_std: Tensor | None,
+) -> tuple[int, int, int, int, int]:
+    dense = [t.contiguous() for t in (rewards, anchors, prompt, weights)]
+    keep += dense
+    if min_std is None:
+        return (*(t.data_ptr() for t in dense), 0)  # type: ignore[return-value]
+    keep.append(min_std.contiguous())
+    return (*(t.data_ptr() for t in dense), keep[-1].data_ptr())  # type: ignore[return-value]
+
+
+def pairwise_comparison(
+    rewards: Tensor,
+    anchors: Tensor,
+    prompt: Tensor,
+    weights: Tensor,
+    form: str,
+    min_std: Tensor | None,
+    temperature: float,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    keep: list[Tensor] = []
+    score, win_rate = out
+    _C.pairwise_comparison(
+        *_comparison_addresses(keep, rewards, anchors, prompt, weights, min_std),
+        _FORM_CODES[form],
+        temperature,
+        rewards.shape[0],
+        *anchors.shape,
+        score.data_ptr(),
+        win_rate.data_ptr(),
+    )
+
+
+def pairwise_comparison_backward(
+    grad_score: Tensor,
+    rewards: Tensor,
+    anchors: Tensor,
+    prompt: Tensor,
+    weights: Tensor,
+    form: str,
+    min_std: Tensor | None,
+    temperature: float,
+    out: Tensor,
+) -> None:
+    keep: list[Tensor] = [grad_score.contiguous()]
+    _C.pairwise_comparison_backward(
+        keep[0].data_ptr(),
+        *_comparison_addresses(keep, rewards, anchors, prompt, weights, min_std),
+        _FORM_CODES[form],
+        temperature,
+        rewards.shape[0],
+        *anchors.shape,
+        out.data_ptr(),
+    )
+
+
+def group_win_rate(rewards: Tensor, prompt: Tensor, out: Tensor) -> None:
+    rewards, prompt = rewards.contiguous(), prompt.contiguous()
+    _C.group_win_rate(rewards.data_ptr(), prompt.data_ptr(), *rewards.shape, out.data_ptr())

@@ -1,0 +1,265 @@
+"""The update: AdamW on the PPO-clip loss over (sample, timestep) rows, with the timesteps batched.
+
+A pass shuffles all rows of all samples and cuts them into ``optim.minibatches`` optimizer steps. A step's
+loss is the sum over its rows divided by their number, whatever the pieces (``micro_batch_size``,
+``gradient_accumulation``) and processes they are computed in. Rows whose advantage is 0 add exactly nothing
+and are not computed, unless a KL weight gives them a gradient; they still count in the number.
+
+Before the first step of an epoch the policy is the one that sampled: its importance ratio must be 1.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cxrl.config import OptimConfig
+from cxrl.errors import CxrlError
+from cxrl.ops import trajectory_log_prob
+from cxrl.rl.engine import Engine
+from cxrl.rl.loss import ppo_loss, step_kl
+from cxrl.rl.records import Rollout, UpdateStats
+from cxrl.rl.rollout import Sampler
+
+NUM_PROBE_ROWS = 16
+"""Rows on which the KL to the anchor is watched when it is not in the loss."""
+
+FP16_LOSS_SCALE = 2.0**16
+"""Gradients of a mean over rows and pixels underflow in float16 without it."""
+
+
+@dataclass
+class _Sums:
+    """Sums over rows, on the device: nothing is read back before a step is complete."""
+
+    rows: int
+    values: Tensor  # [5]: loss, ratio, rows outside the clip range, (log ratio)², KL
+    max_dev: Tensor
+
+
+class Updater:
+    """The optimizer and what it optimises.
+
+    Attributes:
+        optimizer: AdamW with one group for LoRA (or the UNet) and one for ACE.
+        num_steps: Optimizer steps since the start of the run.
+    """
+
+    def __init__(self, sampler: Sampler, config: OptimConfig, engine: Engine) -> None:
+        self.sampler, self.config, self.engine = sampler, config, engine
+        self.policy = sampler.policy
+        groups = self.policy.param_groups(
+            config.lora_learning_rate, config.ace_learning_rate, config.weight_decay
+        )
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.num_steps = 0
+        fp16 = self.policy.base.dtype == torch.float16
+        self._loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
+
+    def update(
+        self, rollout: Rollout, advantages: Tensor, total: int, *, epoch: int, rng: torch.Generator
+    ) -> UpdateStats:
+        """All optimizer steps of an epoch.
+
+        Args:
+            rollout: This process's share of the samples.
+            advantages: float32 [N] of that share.
+            total: Samples of all processes.
+            epoch: For messages.
+            rng: On the CPU; decides which rows form a step, alike in every process.
+
+        Raises:
+            CxrlError: The importance ratio is off before the first step, or a loss or gradient is not finite.
+        """
+        embeds = self.sampler.prompt_embeds(rollout.batch.prompts)
+        pass_ = _Pass(self, rollout, advantages, embeds)
+        kl, probe = pass_.probe()
+        norms: dict[str, float] = {}
+        losses, first, later = 0.0, None, _Sums(0, torch.zeros(5, device=advantages.device), probe.max_dev)
+        plan = self._plan(advantages, total, rollout.schedule.num_policy_steps, rng)
+        for index, (rows, count) in enumerate(plan):
+            sums = pass_.accumulate(rows, count)
+            if index == 0:
+                first = sums if sums.rows else probe
+                if not self._ratio_is_one(first, epoch):
+                    for planned, _ in reversed(plan):
+                        pass_.rescore(planned)
+                    self.optimizer.zero_grad()
+                    sums = pass_.accumulate(rows, count)
+            else:
+                later.rows += sums.rows
+                later.values += sums.values
+            losses += self._step(sums, count, epoch, norms)
+        assert first is not None
+        ratio = self._mean(first, 1)
+        if self.config.kl_weight > 0:
+            kl = self._mean(first, 4)
+        return UpdateStats(
+            loss=losses / len(plan),
+            ratio_mean=ratio,
+            ratio_max_dev=float(self.engine.max(first.max_dev)),
+            clip_fraction=self._mean(later, 2),
+            approx_kl=self._mean(later, 3) / 2,
+            kl=kl,
+            grad_norm={name: value / len(plan) for name, value in norms.items()},
+            num_steps=len(plan),
+            num_rows=int(self.engine.sum(torch.tensor([sum(len(r) for r, _ in plan)], device=embeds.device))),
+        )
+
+    def _plan(
+        self, advantages: Tensor, total: int, num_steps: int, rng: torch.Generator
+    ) -> list[tuple[Tensor, int]]:
+        """(rows of this process int64 [R, 2] as (sample, step of the policy), rows of all) per optimizer
+        step."""
+        share = self.engine.share(total)
+        active = torch.zeros(total, dtype=torch.bool)
+        active[share] = (advantages.cpu() != 0) | (self.config.kl_weight > 0)
+        kept = math.ceil(self.config.timestep_fraction * num_steps)
+        plan = []
+        for _ in range(self.config.num_inner_epochs):
+            steps = torch.rand(total, num_steps, generator=rng).argsort(1)[:, :kept]
+            samples = torch.arange(total)[:, None].expand_as(steps)
+            rows = torch.stack([samples.flatten(), steps.flatten()], 1)
+            rows = rows[torch.randperm(len(rows), generator=rng)]
+            for part in rows.tensor_split(self.config.minibatches):
+                own = part[active[part[:, 0]]] - torch.tensor([share.start, 0])
+                plan.append((own, len(part)))
+        return plan
+
+    def _ratio_is_one(self, sums: _Sums, epoch: int) -> bool:
+        """Whether sampling and training score alike; an error unless told to go on."""
+        worst = float(self.engine.max(sums.max_dev))
+        if worst <= self.config.ratio_tolerance:
+            return True
+        message = (
+            f"importance ratio off by {worst:.2e} before the first step of epoch {epoch} "
+            f"(optim.ratio_tolerance {self.config.ratio_tolerance:.1e}): training scores differently than "
+            "sampling did. Remedies: the same batch shape (optim.micro_batch_size = sampler.batch_size), "
+            "model.dtype float32, or optim.on_ratio_mismatch warn, which goes on with old log-probabilities "
+            "re-scored in the training configuration"
+        )
+        if self.config.on_ratio_mismatch == "error" or not math.isfinite(worst):
+            raise CxrlError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return False
+
+    def _step(self, sums: _Sums, count: int, epoch: int, norms: dict[str, float]) -> float:
+        """One optimizer step from accumulated gradients. Returns its loss."""
+        values = self.engine.sum(sums.values) / count
+        where = f"epoch {epoch}, optimizer step {self.num_steps + 1}"
+        if not bool(values.isfinite().all()):
+            names = ("loss", "importance ratio", "clip fraction", "log-probability", "KL to the anchor")
+            bad = [n for n, v in zip(names, values.tolist(), strict=True) if not math.isfinite(v)]
+            raise CxrlError(
+                f"{where}: not finite: {', '.join(bad)}; lower optim.lora_learning_rate and ace_learning_rate"
+            )
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.engine.sum_gradients(params)
+        for group in self.optimizer.param_groups:
+            if self._loss_scale != 1:
+                for p in group["params"]:
+                    p.grad.div_(self._loss_scale)
+            norm = float(torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm))
+            if not math.isfinite(norm):
+                raise CxrlError(
+                    f"{where}: gradient of {group['name']} is {norm}; lower its learning rate, or use "
+                    "model.dtype float32 or bfloat16"
+                )
+            norms[group["name"]] = norms.get(group["name"], 0.0) + norm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.policy.update_ema()
+        self.num_steps += 1
+        return float(values[0])
+
+    def _mean(self, sums: _Sums, column: int) -> float:
+        total = torch.cat([sums.values[column : column + 1], sums.values.new_tensor([sums.rows])])
+        value, rows = self.engine.sum(total).tolist()
+        return value / rows if rows else 0.0
+
+
+class _Pass:
+    """Forward and backward over rows of one rollout."""
+
+    def __init__(self, updater: Updater, rollout: Rollout, advantages: Tensor, embeds: Tensor) -> None:
+        self.config, self.policy = updater.config, updater.policy
+        self.sampler, self.loss_scale = updater.sampler, updater._loss_scale
+        self.rollout, self.advantages, self.embeds = rollout, advantages, embeds
+        self.group = rollout.batch.group.to(embeds.device)
+        self.old_log_probs = rollout.log_probs
+
+    def accumulate(self, rows: Tensor, count: int) -> _Sums:
+        """Add the gradient of the mean over ``count`` rows, of which these are this process's."""
+        device = self.advantages.device
+        result = _Sums(len(rows), torch.zeros(5, device=device), torch.zeros((), device=device))
+        for part in self._pieces(rows):
+            sample, step = part.to(device).unbind(1)
+            log_prob, output, table_rows = self._score(sample, step)
+            loss, ratio = ppo_loss(
+                log_prob,
+                self.old_log_probs[sample, step],
+                self.advantages[sample],
+                self.config.clip_range,
+            )
+            kl = torch.zeros_like(loss)
+            if self.config.kl_weight > 0:
+                kl = step_kl(output, self._anchor(sample, step), self.sampler.guidance, table_rows)
+                loss = loss + self.config.kl_weight * kl
+            (loss.sum() * (self.loss_scale / count)).backward()
+            with torch.no_grad():
+                dev = (ratio - 1).abs()
+                log_ratio = log_prob - self.old_log_probs[sample, step]
+                sums = [loss, ratio, (dev > self.config.clip_range).float(), log_ratio.square(), kl]
+                result.values += torch.stack([s.sum() for s in sums])
+                result.max_dev = torch.maximum(result.max_dev, dev.max())
+        return result
+
+    @torch.no_grad()
+    def probe(self) -> tuple[float, _Sums]:
+        """KL to the anchor and ratio on a few rows spread over samples and steps."""
+        num_steps = self.rollout.schedule.num_policy_steps
+        num = min(NUM_PROBE_ROWS, len(self.advantages) * num_steps)
+        flat = torch.linspace(0, len(self.advantages) * num_steps - 1, num, device=self.embeds.device).long()
+        sample, step = flat // num_steps, flat % num_steps
+        log_prob, output, table_rows = self._score(sample, step)
+        ratio = torch.exp(log_prob - self.old_log_probs[sample, step])
+        kl = step_kl(output, self._anchor(sample, step), self.sampler.guidance, table_rows)
+        values = torch.zeros(5, device=ratio.device)
+        values[1] = ratio.sum()
+        return float(kl.mean()), _Sums(num, values, (ratio - 1).abs().max())
+
+    @torch.no_grad()
+    def rescore(self, rows: Tensor) -> None:
+        """Replace the old log-probabilities by those that training computes for the same steps."""
+        self.old_log_probs = self.old_log_probs.clone()
+        for part in self._pieces(rows):
+            sample, step = part.to(self.embeds.device).unbind(1)
+            self.old_log_probs[sample, step] = self._score(sample, step)[0]
+
+    def _pieces(self, rows: Tensor) -> Sequence[Tensor]:
+        size = min(self.config.micro_batch_size, -(-len(rows) // self.config.gradient_accumulation))
+        return rows.split(max(size, 1)) if len(rows) else ()
+
+    def _inputs(self, sample: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        schedule = self.rollout.schedule
+        index = schedule.policy_steps[step]
+        x_t, timesteps = self.rollout.latents[sample, index], schedule.timesteps[index]
+        return x_t, timesteps, self.embeds[self.group[sample]], self.sampler.negative_embeds
+
+    def _score(self, sample: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None], Tensor]:
+        """Log-probability [B] of the stored steps under the policy, its output, and the table rows."""
+        index = self.rollout.schedule.policy_steps[step]
+        x_t, *rest = self._inputs(sample, step)
+        output = self.policy.predict(x_t, *rest)
+        x_prev, table_rows = self.rollout.latents[sample, index + 1], self.rollout.schedule.rows[index]
+        log_prob = trajectory_log_prob(*output, self.sampler.guidance, x_t, x_prev, table_rows)
+        return log_prob, output, table_rows
+
+    @torch.no_grad()
+    def _anchor(self, sample: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.policy.predict(*self._inputs(sample, step), anchor=True)

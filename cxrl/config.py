@@ -31,7 +31,7 @@ class ModelConfig(Section):
     )
     dtype: str = option(
         "float32",
-        "of the networks; latents and log-probabilities are always float32",
+        "precision of the networks; latents and log-probabilities stay float32",
         choices=("float32", "bfloat16", "float16"),
     )
     allow_pickle: bool = option(
@@ -68,7 +68,9 @@ class SamplerConfig(Section):
         1.0, "classifier-free guidance, also in training; 1 is off and half the cost", low=1.0, high=50.0
     )
     timestep_spacing: str = option(
-        "trailing", "'trailing' starts at pure noise", choices=("trailing", "leading", "linspace")
+        "trailing",
+        "which training steps are visited; 'trailing' starts at pure noise",
+        choices=("trailing", "leading", "linspace"),
     )
     batch_size: int = option(96, "images sampled at once; memory is linear in it", unit="images", low=1)
 
@@ -87,7 +89,10 @@ class PolicyConfig(Section):
         4, "adaptive condition embeddings after the prompt; 0 is off", unit="tokens", low=0, high=256
     )
     ema_decay: float = option(
-        0.95, "of the averaged weights that are evaluated and saved; 0 takes the last", low=0.0, high=0.99999
+        0.95,
+        "decay of the averaged weights, which are evaluated and saved; 0 takes the last",
+        low=0.0,
+        high=0.99999,
     )
 
 
@@ -112,7 +117,7 @@ class ComparisonConfig(Section):
 
     form: str = option(
         "difference",
-        "difference in bank sd, share of the bank beaten, mean sigmoid of the difference, or none",
+        "difference in bank sd, share of the bank beaten, mean sigmoid of difference, or no comparison",
         choices=("difference", "win", "bradley_terry", "direct"),
     )
     anchor: str = option(
@@ -126,7 +131,7 @@ class ComparisonConfig(Section):
     min_std: float = option(
         1e-3, "floor of the bank's sd: tied anchors must not blow the score up", above=0.0
     )
-    temperature: float = option(1.0, "of bradley_terry's sigmoid, in sd of the bank", above=0.0)
+    temperature: float = option(1.0, "width of bradley_terry's sigmoid, in sd of the bank", above=0.0)
     without_anchor: tuple[str, ...] = option(("posture",), "rewards scored directly, as in the paper")
     center: str = option("prompt", "whose mean the advantage subtracts", choices=("prompt", "batch", "none"))
     scale: str = option("std", "divide the advantage by its sd, or not", choices=("std", "none"))
@@ -139,17 +144,19 @@ class OptimConfig(Section):
     help: ClassVar[str] = "the policy gradient: PPO-clip over (sample, timestep)"
 
     lora_learning_rate: float = option(
-        1e-3, "AdamW; of LoRA, or of the UNet with policy.train full", low=0.0, high=1.0
+        1e-3, "AdamW's, of LoRA or, with policy.train full, of the UNet", low=0.0, high=1.0
     )
-    ace_learning_rate: float = option(1e-2, "AdamW, of the ACE tokens, which need more", low=0.0, high=1.0)
-    weight_decay: float = option(1e-4, "AdamW", low=0.0, high=1.0)
+    ace_learning_rate: float = option(1e-2, "AdamW's, of the ACE tokens, which need more", low=0.0, high=1.0)
+    weight_decay: float = option(1e-4, "AdamW's pull of the weights towards 0", low=0.0, high=1.0)
     clip_range: float = option(
         1e-4,
-        "of the ratio around 1; small as log-probabilities are means over the latent",
+        "the ratio is clipped to 1 ± this; small as log-probabilities are means over a latent",
         above=0.0,
         high=1.0,
     )
-    kl_weight: float = option(0.0, "KL to the anchor in the loss; 0 saves the anchor's forward pass", low=0.0)
+    kl_weight: float = option(
+        0.0, "weight of the KL to the anchor; 0 saves the anchor's forward pass", low=0.0
+    )
     max_grad_norm: float = option(1.0, "gradient clipping, LoRA and ACE apart", above=0.0)
     num_inner_epochs: int = option(1, "passes over a rollout", unit="passes", low=1, high=100)
     minibatches: int = option(
@@ -230,7 +237,7 @@ class Config(Section):
     """The resolved configuration of a run. Raises CxrlError when fields do not fit each other."""
 
     preset: str = option("phantom", "the preset it started from")
-    seed: int = option(0, "of prompts, latents, step noise and evaluation", low=0, high=2**31 - 1)
+    seed: int = option(0, "fixes prompts, latents, step noise and evaluation", low=0, high=2**31 - 1)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

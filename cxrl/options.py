@@ -30,14 +30,17 @@ def allowed(metadata: Mapping[str, Any]) -> str:
     """The allowed values of a field in words, empty when anything goes."""
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
-    parts = []
-    if metadata["above"] is not None:
-        parts.append(f"> {metadata['above']:g}")
-    if metadata["low"] is not None:
-        parts.append(f">= {metadata['low']:g}")
-    if metadata["high"] is not None:
-        parts.append(f"<= {metadata['high']:g}")
-    return " and ".join(parts)
+    low, high, above = (
+        f"{metadata[key]:.10g}" if metadata[key] is not None else "" for key in ("low", "high", "above")
+    )
+    if low and high:
+        return f"{low} to {high}"
+    parts = (
+        f"above {above}" if above else "",
+        f"at least {low}" if low else "",
+        f"at most {high}" if high else "",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -133,4 +136,6 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
             or (above is not None and v <= above)
         ):
             unit = f" {metadata['unit']}" if metadata["unit"] else ""
-            raise CxrlError(f"{name}: {v:g}{unit} is out of range, expected {allowed(metadata)}{_knob(name)}")
+            raise CxrlError(
+                f"{name}: {v:.10g}{unit} is out of range, expected {allowed(metadata)}{_knob(name)}"
+            )

@@ -51,7 +51,9 @@ def _body(u: Array, v: Array) -> Array:
     neck = _step(0.235 + 0.10 * _step(v + 0.86, 0.12) - x, 0.035)
     arm = _step(v - shoulder - 0.02, 0.04) * _step(x - 0.90, 0.03) * _step(1.35 - x - 0.22 * (v + 0.7), 0.05)
     roundness = np.sqrt(np.maximum(1.0 - np.square(x / 1.18), 0.05))
-    return np.asarray(np.maximum(trunk, neck) * (0.62 + 0.30 * roundness) + 0.55 * arm * (1.0 - trunk), dtype=np.float32)
+    return np.asarray(
+        np.maximum(trunk, neck) * (0.62 + 0.30 * roundness) + 0.55 * arm * (1.0 - trunk), dtype=np.float32
+    )
 
 
 class Thorax:
@@ -69,7 +71,9 @@ class Thorax:
         # lung outline: lateral wall, mediastinal border, dome
         height = np.clip((p["lung_mid"] - v) / (p["lung_mid"] - p["apex"]), -1.0, 1.0)
         up = np.maximum(height, 0.0)
-        lateral = p["lung_width"] * np.power(np.maximum(1.0 - up**2.6, 0.0), 0.5) - 0.03 * np.minimum(height, 0.0)
+        lateral = p["lung_width"] * np.power(np.maximum(1.0 - up**2.6, 0.0), 0.5) - 0.03 * np.minimum(
+            height, 0.0
+        )
         medial = 0.125 + 0.02 * index + 0.05 * _bump(v - 0.02, 0.22)
         dome = p[f"dome_{tag}"] + 0.85 * np.square(x - 0.29) + 1.6 * np.square(np.maximum(x - 0.48, 0.0))
         inside = np.minimum(np.minimum(lateral - x, 1.4 * (x - medial)), 0.8 * (dome - v))
@@ -82,8 +86,12 @@ class Thorax:
         vessels = np.zeros_like(v)
         width = 0.017 + 0.013 * np.maximum(1.0 - 1.7 * radius, 0.0)
         for k in range(NUM_VESSELS):
-            bend = p["vessel_angle"][:, index, k, None, None] + p["vessel_bend"][:, index, k, None, None] * np.sin(5.0 * radius)
-            vessels += p["vessel_gain"][:, index, k, None, None] * _bump(radius * np.sin(0.5 * (angle - bend)) * 2.0, width)
+            bend = p["vessel_angle"][:, index, k, None, None] + p["vessel_bend"][
+                :, index, k, None, None
+            ] * np.sin(5.0 * radius)
+            vessels += p["vessel_gain"][:, index, k, None, None] * _bump(
+                radius * np.sin(0.5 * (angle - bend)) * 2.0, width
+            )
         vessels = (1.0 - np.exp(-1.2 * vessels)) * np.maximum(1.0 - 1.3 * radius, 0.0)
         hilum = _bump(radius, 0.095)
         marking = 0.19 * vessels * (1.0 + 0.9 * p["edema"]) * (1.0 - 0.6 * hilum) + 0.20 * hilum
@@ -107,10 +115,16 @@ class Thorax:
         content = content + (1.0 - air) * (haze + 0.42 * patch) + 0.40 * disc
         # effusion: a meniscus that climbs the wall
         level = p[f"effusion_{tag}"]
-        surface = level + 0.10 - 0.42 * np.square(np.maximum(x - 0.22, 0.0)) * (1.0 + np.maximum(0.3 - level, 0.0))
+        surface = (
+            level + 0.10 - 0.42 * np.square(np.maximum(x - 0.22, 0.0)) * (1.0 + np.maximum(0.3 - level, 0.0))
+        )
         fluid = _step(v - surface, 0.035)
         content = content * (1.0 - fluid) + 0.62 * fluid
-        return np.asarray(lung * content, dtype=np.float32), lung, np.asarray(lung * (1.0 - fluid), dtype=np.float32)
+        return (
+            np.asarray(lung * content, dtype=np.float32),
+            lung,
+            np.asarray(lung * (1.0 - fluid), dtype=np.float32),
+        )
 
 
 def attenuation(u: Array, v: Array, p: Params) -> Array:
@@ -135,7 +149,10 @@ def attenuation(u: Array, v: Array, p: Params) -> Array:
     tilt = 0.5
     a, b = hu * np.cos(tilt) + hv * np.sin(tilt), -hu * np.sin(tilt) + hv * np.cos(tilt)
     heart = _step(1.0 - np.sqrt(np.square(a / (0.315 * size)) + np.square(b / (0.255 * size))), 0.085)
-    atrium = _step(1.0 - np.sqrt(np.square((u + 0.10) / (0.135 * size)) + np.square((v - p["heart_y"] - 0.02) / 0.22)), 0.12)
+    atrium = _step(
+        1.0 - np.sqrt(np.square((u + 0.10) / (0.135 * size)) + np.square((v - p["heart_y"] - 0.02) / 0.22)),
+        0.12,
+    )
     core = np.maximum(np.maximum(heart, 0.9 * atrium), np.maximum(0.75 * mediastinum, 0.8 * knob))
     total += core * (0.30 + 0.34 * dry) * body - 0.20 * trachea * body
     # skeleton: spine, posterior and anterior ribs, clavicles, scapulae
@@ -143,11 +160,17 @@ def attenuation(u: Array, v: Array, p: Params) -> Array:
     discs = 0.75 + 0.25 * np.cos((v * 11.5 + p["rib_phase"]) * 2.0 * np.pi / 1.35)
     total += 0.22 * spine * discs * body
     cage_top = np.maximum(1.0 - np.square(np.maximum(0.1 - v, 0.0) / 0.94), 0.0)
-    cage = _step((p["lung_width"] + 0.05) * np.sqrt(cage_top) - x, 0.03) * _step(0.78 - v, 0.10) * _step(v + 0.84, 0.03)
+    cage = (
+        _step((p["lung_width"] + 0.05) * np.sqrt(cage_top) - x, 0.03)
+        * _step(0.78 - v, 0.10)
+        * _step(v + 0.84, 0.03)
+    )
     posterior = v - 0.62 * np.square(x - 0.16) + 0.04 * p["rib_phase"]
     anterior = v + 0.50 * x - 0.25 * x * x + 0.05
     total += cage * (0.115 * _comb(posterior, p["rib_gap"]) * _step(x - 0.06, 0.03))
-    total += cage * 0.060 * _comb(anterior, p["rib_gap"] * 1.02) * _step(x - 0.26, 0.06) * _step(0.45 - v, 0.1)
+    total += (
+        cage * 0.060 * _comb(anterior, p["rib_gap"] * 1.02) * _step(x - 0.26, 0.06) * _step(0.45 - v, 0.1)
+    )
     clavicle_y = -0.60 - 0.20 * np.sin(2.6 * (x - 0.10)) * (0.6 + 0.2 * x) + 0.05 * p["clavicle"]
     clavicle = _bump(v - clavicle_y, 0.033) * _step(x - 0.10, 0.02) * _step(0.72 - x, 0.04)
     scapula = _bump(x - 0.80 - 0.12 * (v + 0.3), 0.06) * _step(v + 0.52, 0.06) * _step(0.10 - v, 0.10)
@@ -178,4 +201,6 @@ def _blur(image: Array) -> Array:
     padded = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode="edge")
     image = (padded[:, :-2] + 4.0 * padded[:, 1:-1] + padded[:, 2:]) / 6.0
     padded = np.pad(image, ((0, 0), (0, 0), (1, 1)), mode="edge")
-    return np.asarray((padded[:, :, :-2] + 4.0 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 6.0, dtype=np.float32)
+    return np.asarray(
+        (padded[:, :, :-2] + 4.0 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 6.0, dtype=np.float32
+    )

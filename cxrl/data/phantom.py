@@ -88,7 +88,12 @@ def _anatomy(rng: np.random.Generator, findings: Sequence[Finding]) -> dict[str,
         "vessel_gain": rng.uniform(0.7, 1.2, (2, NUM_VESSELS)),
     }
     for tag in "rl":
-        p |= {f"pneumothorax_{tag}": 0.0, f"consolidation_{tag}": 0.0, f"lesion_{tag}": 0.0, f"effusion_{tag}": 2.0}
+        p |= {
+            f"pneumothorax_{tag}": 0.0,
+            f"consolidation_{tag}": 0.0,
+            f"lesion_{tag}": 0.0,
+            f"effusion_{tag}": 2.0,
+        }
         p |= {f"consolidation_x_{tag}": 0.4, f"consolidation_y_{tag}": 0.0}
         p |= {f"lesion_x_{tag}": 0.4, f"lesion_y_{tag}": 0.0}
     for f in findings:
@@ -233,7 +238,9 @@ CONTACT_SHEET: tuple[tuple[str, tuple[Finding, ...]], ...] = (
 )
 
 
-def contact_sheet(path: Path, *, seed: int = 0, size: int = IMAGE_SIZE, columns: int = 6, scale: int = 3) -> None:
+def contact_sheet(
+    path: Path, *, seed: int = 0, size: int = IMAGE_SIZE, columns: int = 6, scale: int = 3
+) -> None:
     """Writes a captioned PNG: every finding, then random natural and random flawed films."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -252,7 +259,9 @@ def contact_sheet(path: Path, *, seed: int = 0, size: int = IMAGE_SIZE, columns:
         picture = Image.fromarray(image[0].numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left, top + bar))
         per_line = cell // 6
-        pen.multiline_text((left + 3, top + 3), caption[:per_line] + "\n" + caption[per_line : 2 * per_line], 230, font)
+        pen.multiline_text(
+            (left + 3, top + 3), caption[:per_line] + "\n" + caption[per_line : 2 * per_line], 230, font
+        )
     sheet.save(path)
 
 

@@ -136,7 +136,15 @@ NUM_HELD_OUT = 2
 
 def num_phrasings() -> tuple[int, int]:
     """Distinct sentence patterns after filling side, size and zone: (train, eval)."""
-    fillings = {"No Finding": 1, "Cardiomegaly": 2, "Pleural Effusion": 6, "Pneumothorax": 4, "Consolidation": 4, "Edema": 2, "Lung Lesion": 4}
+    fillings = {
+        "No Finding": 1,
+        "Cardiomegaly": 2,
+        "Pleural Effusion": 6,
+        "Pneumothorax": 4,
+        "Consolidation": 4,
+        "Edema": 2,
+        "Lung Lesion": 4,
+    }
     train = sum((len(p) - NUM_HELD_OUT) * fillings[name] for name, p in _PHRASES.items())
     return train, sum(NUM_HELD_OUT * n for n in fillings.values())
 
@@ -153,8 +161,14 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     names = rng.choice(FINDINGS[1:], size=count, replace=False)
     found = []
     for name in sorted(names, key=FINDINGS.index):
-        size = str(rng.choice(["small", "large"] if name in ("Pleural Effusion", "Pneumothorax") else ["mild", "severe"]))
-        side = str(rng.choice(["right", "left", "bilateral"] if name == "Pleural Effusion" else ["right", "left"]))
+        size = str(
+            rng.choice(
+                ["small", "large"] if name in ("Pleural Effusion", "Pneumothorax") else ["mild", "severe"]
+            )
+        )
+        side = str(
+            rng.choice(["right", "left", "bilateral"] if name == "Pleural Effusion" else ["right", "left"])
+        )
         zone = str(rng.choice(["upper", "lower"]))
         if name in ("Cardiomegaly", "Edema"):
             found.append(Finding(name, size=size))

@@ -143,7 +143,9 @@ class Scorer(nn.Module):
         self.head = nn.Linear(self.num_features, config.num_outputs)
         self.validity_head = nn.Linear(self.num_features, 1)
         if config.task == "consistency":
-            self.text = TextTower(config.vocabulary, config.num_outputs, "gru" if config.trunk == "resnet" else "conv")
+            self.text = TextTower(
+                config.vocabulary, config.num_outputs, "gru" if config.trunk == "resnet" else "conv"
+            )
             self.log_scale = nn.Parameter(torch.tensor(2.3))
             self.bias = nn.Parameter(torch.tensor(-5.0))
 
@@ -192,8 +194,12 @@ def load_scorer(path: Path, *, device: torch.device | str = "cpu") -> Scorer:
             fields = json.loads(file.metadata()["config"])
         fields["vocabulary"] = tuple(fields["vocabulary"])
         scorer = Scorer(ScorerConfig(**fields))
-        scorer.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        scorer.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise CxrlError(f"{path} cannot be read ({reason}); install the package again or repeat `cxrl.pretrain`") from None
+        raise CxrlError(
+            f"{path} cannot be read ({reason}); install the package again or repeat `cxrl.pretrain`"
+        ) from None
     return scorer.to(device).eval().requires_grad_(False)

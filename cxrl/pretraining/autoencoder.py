@@ -77,5 +77,10 @@ def reconstruction_psnr(model: AutoencoderKL, films: Films) -> float:
     """Peak signal-to-noise ratio in dB over ``films``, images in [0, 1]."""
     with torch.no_grad():
         latents = encode(model, films.images)
-        output = torch.cat([model.decode(part).sample for part in latents.split(64)]).add(1.0).div(2.0).clamp(0.0, 1.0)
+        output = (
+            torch.cat([model.decode(part).sample for part in latents.split(64)])
+            .add(1.0)
+            .div(2.0)
+            .clamp(0.0, 1.0)
+        )
     return float(-10.0 * torch.log10(F.mse_loss(output, films.pixels())))

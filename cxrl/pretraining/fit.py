@@ -76,8 +76,13 @@ def fit(
     average = [p.detach().clone() for p in params]
     decayed = [p for p in params if p.ndim > 1]
     plain = [p for p in params if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate, betas=(0.9, 0.98))
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=options.learning_rate, betas=(0.9, 0.98)
+    )
     path = work_dir / f"{name}.checkpoint"
     start = _load(path, module, named, average, optimizer)
     if start:
@@ -93,7 +98,9 @@ def fit(
         loss = loss_at(step, generator)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise CxrlError(f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the data")
+            raise CxrlError(
+                f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the data"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(params, options.max_grad_norm)
@@ -132,7 +139,9 @@ def _save(
         tensors |= {f"first.{key}": state["exp_avg"], f"second.{key}": state["exp_avg_sq"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": json.dumps(step)})
+    save_file(
+        {k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": json.dumps(step)}
+    )
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -38,7 +38,9 @@ def non_films(images: Tensor, generator: torch.Generator) -> Tensor:
             out[i] = image.flip(-2)
         elif kind == 4:  # a smooth blob pattern
             coarse = torch.rand((1, 1, 4, 4), generator=generator)
-            out[i] = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)[0].clamp(0, 1)
+            out[i] = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)[0].clamp(
+                0, 1
+            )
         elif kind == 5:  # quarters swapped
             out[i] = image.roll((height // 2, width // 2), (-2, -1))
         else:  # almost no contrast
@@ -53,7 +55,9 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     offset = 0.03 * torch.randn((n, 1, 1, 1), generator=generator)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     mix = 0.6 * torch.rand((n, 1, 1, 1), generator=generator)
-    noise = 0.025 * torch.rand((n, 1, 1, 1), generator=generator) * torch.randn(images.shape, generator=generator)
+    noise = (
+        0.025 * torch.rand((n, 1, 1, 1), generator=generator) * torch.randn(images.shape, generator=generator)
+    )
     return ((images + mix * (soft - images)) * gain + offset + noise).clamp(0, 1)
 
 

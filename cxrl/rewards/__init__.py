@@ -1,0 +1,1 @@
+"""What an image is scored for: posture alignment, diagnostic condition, report-image consistency, and a registry."""

@@ -1,0 +1,124 @@
+"""The reward protocol, the registry and the one place where scores are checked.
+
+A reward maps images float32 [N, 1, H, W] in [0, 1] and their prompts to scores [N], higher is better. It is frozen, brings
+its own normalisation and never rates a blank, noise or non-film image well. A user's own, in ten lines::
+
+    from cxrl import register_reward
+
+    @register_reward("brightness")
+    class Brightness:
+        name = "brightness"
+
+        def __init__(self, path, device):
+            pass
+
+        def score(self, images, batch):
+            return images.mean(dim=(1, 2, 3))
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cxrl.data.prompts import PromptBatch
+from cxrl.errors import CxrlError
+
+PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
+BUILT_IN = ("posture", "diagnosis", "consistency")
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything with a name and a score."""
+
+    name: str
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+        """Scores [N] of images float32 [N, 1, H, W] in [0, 1]; higher is better."""
+
+
+Factory = Callable[[Path, torch.device], Reward]
+_REGISTRY: dict[str, Factory] = {}
+T = TypeVar("T", bound=Factory)
+
+
+def register_reward(name: str) -> Callable[[T], T]:
+    """Decorator: makes ``factory(path, device)`` available as ``--rewards.names name``.
+
+    Args:
+        name: What the configuration calls it. Registering a name again replaces it.
+    """
+
+    def keep(factory: T) -> T:
+        _REGISTRY[name] = factory
+        return factory
+
+    return keep
+
+
+def build_rewards(names: Sequence[str], path: str, device: torch.device | str = "cpu") -> dict[str, Reward]:
+    """The rewards ``names`` in that order.
+
+    Args:
+        names: Registered names.
+        path: Folder of the reward models; "phantom" is the one that ships.
+        device: Where they score.
+
+    Raises:
+        CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
+    """
+    for name in BUILT_IN:
+        importlib.import_module(f"cxrl.rewards.{name}")
+    folder = PHANTOM_REWARDS if path == "phantom" else Path(path)
+    rewards: dict[str, Reward] = {}
+    for name in names:
+        if name not in _REGISTRY:
+            near = difflib.get_close_matches(name, _REGISTRY, 1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise CxrlError(
+                f"rewards.names: unknown reward {name!r}{hint} (known: {', '.join(sorted(_REGISTRY))})"
+            )
+        rewards[name] = _REGISTRY[name](folder, torch.device(device))
+    return rewards
+
+
+@torch.no_grad()
+def score_all(
+    rewards: dict[str, Reward], images: Tensor, batch: PromptBatch
+) -> tuple[tuple[str, ...], Tensor]:
+    """Every reward of every image.
+
+    Args:
+        images: float32 [N, 1, H, W] in [0, 1].
+        batch: The prompts of the N images.
+
+    Returns:
+        The K names, and float32 [N, K].
+
+    Raises:
+        CxrlError: A reward returns another shape, or a value that is not finite; the reward and the sample are named.
+    """
+    columns = []
+    for name, reward in rewards.items():
+        score = reward.score(images, batch)
+        if not isinstance(score, Tensor) or tuple(score.shape) != (len(batch),):
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise CxrlError(
+                f"reward {name!r} returned {got}, expected a tensor of shape ({len(batch)},): one score an image"
+            )
+        bad = (~torch.isfinite(score)).nonzero().flatten()
+        if len(bad):
+            n = int(bad[0])
+            raise CxrlError(
+                f"reward {name!r} is {float(score[n])} for sample {n} of {len(batch)} ({batch.texts[n]!r}); "
+                "rewards must be finite"
+            )
+        columns.append(score.detach().float())
+    return tuple(rewards), torch.stack(columns, dim=1)

@@ -1,0 +1,43 @@
+"""Diagnostic condition, r_diag (PAPER: reward 2): does the film show what the report says, and nothing else.
+
+A frozen multi-label classifier gives the probability of every finding. The score is the mean of two averages: the
+probability of the findings that the report names, and one minus that of those it does not. Unknown labels (nan) are masked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cxrl.data.prompts import PromptBatch
+from cxrl.models.scorers import load_scorer
+from cxrl.rewards.base import register_reward
+
+
+def label_agreement(probability: Tensor, labels: Tensor) -> Tensor:
+    """Agreement [N] in [0, 1] of probabilities [N, F] with labels [N, F] (1, 0, nan); 0.5 where no label is known."""
+    present, absent = (labels == 1).float(), (labels == 0).float()
+
+    def mean(value: Tensor, mask: Tensor) -> Tensor:
+        count = mask.sum(dim=1)
+        return torch.where(count > 0, (value * mask).sum(dim=1) / count.clamp(min=1), torch.nan)
+
+    halves = torch.stack([mean(probability, present), mean(1.0 - probability, absent)])
+    return halves.nanmean(dim=0).nan_to_num(0.5)
+
+
+@register_reward("diagnosis")
+class DiagnosisReward:
+    """r_diag of ``diagnosis.safetensors``."""
+
+    name = "diagnosis"
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.model = load_scorer(path / "diagnosis.safetensors", device=device)
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+        """Label agreement [N] in [0, 1], times the probability that the image is a chest film."""
+        logits, validity = self.model(images)
+        return label_agreement(logits.sigmoid(), batch.labels.to(logits.device)) * validity.sigmoid()

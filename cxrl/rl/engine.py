@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +78,9 @@ class Engine:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
 
-    def start_trackers(self, config: dict[str, Any]) -> None:
-        """Open the trackers; they get numbers and settings, never reports or images."""
-        self.accelerator.init_trackers("train", config=config)
+    def start_trackers(self) -> None:
+        """Open the trackers; they get numbers, never reports or images."""
+        self.accelerator.init_trackers("train")
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         self.accelerator.log(numbers, step=step)

@@ -20,8 +20,17 @@ CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ADAPTER, SAMPLES, LOGS = "checkpoints", "adapter", "samples", "logs"
 _CONTENT = (CONFIG, METRICS, SUMMARY, CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
 
-MAY_CHANGE = ("run", "eval", "train.num_epochs", "train.checkpoint_every", "train.keep_checkpoints")
-MAY_CHANGE += ("train.eval_every", "train.early_stop_diversity", "train.early_stop_fid", "train.patience")
+MAY_CHANGE = (
+    "run",
+    "eval",
+    "train.num_epochs",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.eval_every",
+    "train.early_stop_diversity",
+    "train.early_stop_fid",
+    "train.patience",
+)
 """Settings that a resumed run may change: they alter how long it trains and what it writes, not what it
 learns."""
 

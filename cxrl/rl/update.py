@@ -254,10 +254,10 @@ class _Pass:
     def _score(self, sample: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None], Tensor]:
         """Log-probability [B] of the stored steps under the policy, its output, and the table rows."""
         index = self.rollout.schedule.policy_steps[step]
-        x_t, *rest = self._inputs(sample, step)
-        output = self.policy.predict(x_t, *rest)
+        inputs = self._inputs(sample, step)
+        output = self.policy.predict(*inputs)
         x_prev, table_rows = self.rollout.latents[sample, index + 1], self.rollout.schedule.rows[index]
-        log_prob = trajectory_log_prob(*output, self.sampler.guidance, x_t, x_prev, table_rows)
+        log_prob = trajectory_log_prob(*output, self.sampler.guidance, inputs[0], x_prev, table_rows)
         return log_prob, output, table_rows
 
     @torch.no_grad()

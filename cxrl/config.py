@@ -175,7 +175,11 @@ class OptimConfig(Section):
         above=0.0,
         high=1.0,
     )
-    on_ratio_mismatch: str = option("error", "what happens beyond ratio_tolerance", choices=("error", "warn"))
+    on_ratio_mismatch: str = option(
+        "error",
+        "beyond ratio_tolerance: stop, or score the old steps again and go on",
+        choices=("error", "warn"),
+    )
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,7 @@ class Config(Section):
         super().__post_init__()
         names, weights, rewards = self.rewards.names, self.rewards.weights, ",".join(self.rewards.names)
         per_prompt, prompts = self.train.samples_per_prompt, self.train.prompts_per_epoch
+        rows = prompts * per_prompt * self.sampler.num_steps
         _require(
             names and len(set(names)) == len(names),
             f"rewards.names: {rewards!r} is empty or has a name twice",
@@ -275,8 +280,8 @@ class Config(Section):
             f"train.prompts_per_epoch: {prompts} is more than data.num_prompts ({self.data.num_prompts})",
         )
         _require(
-            self.optim.minibatches <= prompts * per_prompt,
-            f"optim.minibatches: {self.optim.minibatches} exceeds the epoch's {prompts * per_prompt} samples",
+            self.optim.minibatches <= rows,
+            f"optim.minibatches: {self.optim.minibatches} exceeds the epoch's {rows} (sample, step) pairs",
         )
 
     def to_dict(self) -> dict[str, Any]:

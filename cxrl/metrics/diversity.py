@@ -16,6 +16,8 @@ from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_CHUNK = 16
+"""Pairs at once: five maps each still fit a core's cache, twice as fast as 64."""
 
 
 def num_scales(height: int, width: int) -> int:
@@ -102,7 +104,7 @@ def within_prompt(images: Tensor, group: Tensor, num_prompts: int) -> tuple[Tens
     first, second = prompt_pairs(group.cpu())
     pair_group = group.cpu()[first]
     rms, similar = [], []
-    for a, b in zip(first.split(256), second.split(256), strict=True):
+    for a, b in zip(first.split(_CHUNK), second.split(_CHUNK), strict=True):
         x, y = images[a.to(images.device)], images[b.to(images.device)]
         rms.append((x - y).square().mean((1, 2, 3)).sqrt().cpu())
         similar.append(ms_ssim(x, y).cpu())

@@ -25,18 +25,11 @@ from cxrl.metrics.diversity import within_prompt
 from cxrl.metrics.posture import posture_score
 
 KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
-HIGHER_IS_BETTER = {
-    "posture": True,
-    "auroc": True,
-    "consistency": True,
-    "fid": False,
-    "ms_ssim": False,
-    "diversity": True,
-}
+LOWER_IS_BETTER = ("fid", "ms_ssim")
 JUDGE_BATCH = 64
 
-Sampler = Callable[[PromptBatch, bool], Tensor]
-"""``sampler(batch, anchor)`` → float32 [N, 1, H, W] in [0, 1]; the same x_T for anchor and policy."""
+DrawImages = Callable[[PromptBatch, bool], Tensor]
+"""``draw(batch, anchor)`` → float32 [N, 1, H, W] in [0, 1]; the same x_T for anchor and policy."""
 
 
 class JudgeModels(Protocol):
@@ -202,7 +195,7 @@ def summarise(
 
 
 def evaluate_policy(
-    sampler: Sampler,
+    draw: DrawImages,
     prompts: Sequence[ReportPrompt],
     judges: JudgeModels,
     *,
@@ -216,7 +209,7 @@ def evaluate_policy(
     """Draws and scores images of the policy and, unless it is given, of the anchor.
 
     Args:
-        sampler: Draws images; called with the same batch for both sides.
+        draw: Called with the same batch for both sides.
         prompts: Held-out reports.
         judges: Models that gave no reward.
         num_images: Of each side.
@@ -228,8 +221,8 @@ def evaluate_policy(
     """
     batch = evaluation_batch(prompts, num_images, samples_per_prompt)
     if anchor is None:
-        anchor = evaluate_images(sampler(batch, True), batch, judges, seed=seed, bootstrap=bootstrap)
-    images = sampler(batch, False)
+        anchor = evaluate_images(draw(batch, True), batch, judges, seed=seed, bootstrap=bootstrap)
+    images = draw(batch, False)
     policy = evaluate_images(images, batch, judges, seed=seed, bootstrap=bootstrap)
     description = {
         "name": judges_name,

@@ -58,24 +58,19 @@ void denoise_step(const py::object& cond, const py::object& uncond, float guidan
 
 void pairwise_comparison(Address rewards, Address anchors, Address prompt, Address weights, Address min_std,
                          int form, float temperature, int64_t num_samples, int64_t num_prompts,
-                         int64_t num_anchors, int64_t num_rewards, Address score, Address win_rate) {
+                         int64_t num_anchors, int64_t num_rewards, Address score, Address win_rate, Address slope) {
   py::gil_scoped_release release;
   cxrl::pairwise_comparison_cpu(at<float>(rewards), at<float>(anchors), at<int64_t>(prompt), at<float>(weights),
                                 at<float>(min_std), static_cast<cxrl::Form>(form), temperature,
                                 {num_samples, num_prompts, num_anchors, num_rewards}, at<float>(score),
-                                at<float>(win_rate));
+                                at<float>(win_rate), at<float>(slope));
 }
 
-void pairwise_comparison_backward(Address grad_score, Address rewards, Address anchors, Address prompt,
-                                  Address weights, Address min_std, int form, float temperature,
-                                  int64_t num_samples, int64_t num_prompts, int64_t num_anchors,
-                                  int64_t num_rewards, Address grad_rewards) {
+void pairwise_comparison_backward(Address grad_score, int64_t grad_stride, Address weights, Address slope,
+                                  int64_t num_samples, int64_t num_rewards, Address grad_rewards) {
   py::gil_scoped_release release;
-  cxrl::pairwise_comparison_backward_cpu(at<float>(grad_score), at<float>(rewards), at<float>(anchors),
-                                         at<int64_t>(prompt), at<float>(weights), at<float>(min_std),
-                                         static_cast<cxrl::Form>(form), temperature,
-                                         {num_samples, num_prompts, num_anchors, num_rewards},
-                                         at<float>(grad_rewards));
+  cxrl::pairwise_comparison_backward_cpu(at<float>(grad_score), grad_stride, at<float>(weights), at<float>(slope),
+                                         num_samples, num_rewards, at<float>(grad_rewards));
 }
 
 void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_t num_rewards, Address win_rate) {

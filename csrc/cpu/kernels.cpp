@@ -52,18 +52,19 @@ void store_elements(const float* src, int64_t n, char* dst, cxrl::DType dtype, i
   for (int64_t i = 0; i < n; ++i) value[i * stride] = src[i];
 }
 
+// Exponent all ones means inf or nan: integers, so that no floating-point option can fold the test away.
+inline IVec not_finite(Vec v) { return ((IVec)v & 0x7f800000) == 0x7f800000; }
+
 int64_t find_nonfinite(const float* src, int64_t n) {
-  // Exponent all ones means inf or nan; integers, so that no floating-point option can fold the test away.
-  for (int64_t i = 0; i < n; i += kWidth) {
-    int64_t count = n - i < kWidth ? n - i : kWidth;
-    IVec bits = (IVec)(count == kWidth ? load(src + i) : load_partial(src + i, count));
-    IVec bad = (bits & 0x7f800000) == 0x7f800000;
-    int32_t any = 0;
-    for (int j = 0; j < kWidth; ++j) any |= bad[j];
-    if (any) {
-      for (int64_t j = 0; j < count; ++j)
-        if (bad[j]) return i + j;
-    }
+  constexpr int64_t kBlock = 16 * kWidth;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    IVec bad = {};
+    for (int64_t j = 0; j < kBlock; j += kWidth) bad |= not_finite(load(src + i + j));
+    if (count_true(bad)) break;
+  }
+  for (; i < n; ++i) {
+    if (not_finite(splat(src[i]))[0]) return i;
   }
   return -1;
 }
@@ -80,7 +81,7 @@ namespace cxrl {
 extern const Kernels CXRL_NAME(CXRL_ISA);
 const Kernels CXRL_NAME(CXRL_ISA) = {
     CXRL_TEXT(CXRL_ISA), kWidth,    load_elements, store_elements, find_nonfinite,
-    log_prob_tile,       step_tile, grad_tile,     compare,        compare_grad,
+    log_prob_tile,       step_tile, grad_tile,     compare,
 };
 
 }  // namespace cxrl

@@ -47,10 +47,10 @@ struct Kernels {
   void (*grad_tile)(const float* cond, const float* uncond, const float* x_t, const float* x_prev, int64_t n,
                     StepRow row, float factor, float* grad_cond, float* grad_uncond);
 
-  // Samples begin..end: score[n], and share_sum[k] += share beaten.
-  void (*compare)(const ComparisonArgs& args, int64_t begin, int64_t end, float* score, double* share_sum);
-  void (*compare_grad)(const ComparisonArgs& args, int64_t begin, int64_t end, const float* grad_score,
-                       float* grad_rewards);
+  // Samples begin..end: score[n], slope[n, k] = d value / d reward, and halves[k] += 2 for every anchor beaten, 1
+  // for a tie.
+  void (*compare)(const ComparisonArgs& args, int64_t begin, int64_t end, float* score, float* slope,
+                  int64_t* halves);
 };
 
 // The table in use: the best this processor runs, unless set_isa asked for another.

@@ -26,13 +26,14 @@ struct ComparisonShape {
   int64_t num_samples, num_prompts, num_anchors, num_rewards;
 };
 
-// Dense float32 [N, K], [P, M, K], [N], [K], [K] or null. Throws std::invalid_argument on a bad value.
+// Dense float32 [N, K], [P, M, K], [N], [K], [K] or null. Throws std::invalid_argument on a bad value. slope is
+// [N, K], what the backward needs.
 void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt,
                              const float* weights, const float* min_std, Form form, float temperature,
-                             ComparisonShape shape, float* score, float* win_rate);
-void pairwise_comparison_backward_cpu(const float* grad_score, const float* rewards, const float* anchors,
-                                      const int64_t* prompt, const float* weights, const float* min_std, Form form,
-                                      float temperature, ComparisonShape shape, float* grad_rewards);
+                             ComparisonShape shape, float* score, float* win_rate, float* slope);
+void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stride, const float* weights,
+                                      const float* slope, int64_t num_samples, int64_t num_rewards,
+                                      float* grad_rewards);
 void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
                         float* win_rate);
 

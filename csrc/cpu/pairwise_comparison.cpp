@@ -69,17 +69,11 @@ Bank prepare_bank(const float* anchors, const float* min_std, Form form, float t
   return bank;
 }
 
-ComparisonArgs arguments(const Bank& bank, const float* rewards, const int64_t* prompt, const float* weights,
-                         Form form, const ComparisonShape& s) {
-  return {rewards,       prompt,        weights,       bank.values.data(), bank.mean.data(), bank.inverse.data(),
-          s.num_rewards, s.num_anchors, bank.padded_m, form};
-}
-
 }  // namespace
 
 void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt,
                              const float* weights, const float* min_std, Form form, float temperature,
-                             ComparisonShape s, float* score, float* win_rate) {
+                             ComparisonShape s, float* score, float* win_rate, float* slope) {
   const char* op = "pairwise_comparison";
   check_rewards(op, rewards, s.num_samples, s.num_rewards);
   const int64_t bad = kernels().find_nonfinite(anchors, s.num_prompts * s.num_anchors * s.num_rewards);
@@ -96,30 +90,38 @@ void pairwise_comparison_cpu(const float* rewards, const float* anchors, const i
     if (!(min_std[k] > 0.0f)) refuse(op, "min_std", {k}, min_std[k], "a positive value");
   }
   const Bank bank = prepare_bank(anchors, min_std, form, temperature, s);
-  const ComparisonArgs args = arguments(bank, rewards, prompt, weights, form, s);
+  const ComparisonArgs args = {rewards,
+                               prompt,
+                               weights,
+                               bank.values.data(),
+                               bank.mean.data(),
+                               bank.inverse.data(),
+                               s.num_rewards,
+                               s.num_anchors,
+                               bank.padded_m,
+                               form};
   const int64_t blocks = (s.num_samples + kBlock - 1) / kBlock;
-  std::vector<double> shares(static_cast<size_t>(blocks * s.num_rewards), 0.0);
+  std::vector<int64_t> halves(static_cast<size_t>(blocks * s.num_rewards), 0);
   parallel_for(blocks, s.num_samples * s.num_rewards * bank.padded_m, [&](int64_t block) {
     const int64_t begin = block * kBlock, end = std::min(begin + kBlock, s.num_samples);
-    kernels().compare(args, begin, end, score, shares.data() + block * s.num_rewards);
+    kernels().compare(args, begin, end, score, slope, halves.data() + block * s.num_rewards);
   });
   for (int64_t k = 0; k < s.num_rewards; ++k) {
-    double total = 0.0;
-    for (int64_t block = 0; block < blocks; ++block) total += shares[static_cast<size_t>(block * s.num_rewards + k)];
-    win_rate[k] = s.num_samples ? static_cast<float>(total / static_cast<double>(s.num_samples)) : 0.0f;
+    int64_t total = 0;
+    for (int64_t block = 0; block < blocks; ++block) total += halves[static_cast<size_t>(block * s.num_rewards + k)];
+    const double pairs = static_cast<double>(s.num_samples) * static_cast<double>(s.num_anchors);
+    win_rate[k] = s.num_samples ? static_cast<float>(0.5 * static_cast<double>(total) / pairs) : 0.0f;
   }
 }
 
-void pairwise_comparison_backward_cpu(const float* grad_score, const float* rewards, const float* anchors,
-                                      const int64_t* prompt, const float* weights, const float* min_std, Form form,
-                                      float temperature, ComparisonShape s, float* grad_rewards) {
-  const Bank bank = prepare_bank(anchors, min_std, form, temperature, s);
-  const ComparisonArgs args = arguments(bank, rewards, prompt, weights, form, s);
-  const int64_t blocks = (s.num_samples + kBlock - 1) / kBlock;
-  parallel_for(blocks, s.num_samples * s.num_rewards * bank.padded_m, [&](int64_t block) {
-    const int64_t begin = block * kBlock, end = std::min(begin + kBlock, s.num_samples);
-    kernels().compare_grad(args, begin, end, grad_score, grad_rewards);
-  });
+void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stride, const float* weights,
+                                      const float* slope, int64_t num_samples, int64_t num_rewards,
+                                      float* grad_rewards) {
+  for (int64_t n = 0; n < num_samples; ++n) {
+    const float grad = grad_score[n * grad_stride];
+    for (int64_t k = 0; k < num_rewards; ++k)
+      grad_rewards[n * num_rewards + k] = grad * weights[k] * slope[n * num_rewards + k];
+  }
 }
 
 void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,

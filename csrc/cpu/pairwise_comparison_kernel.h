@@ -7,14 +7,9 @@
 
 namespace {
 
-// Half for every anchor that is beaten and half for every one that is not better: ties count half.
-inline Vec half_counts(Vec own, Vec anchor) {
-  const IVec half = (IVec)splat(0.5f);
-  return (Vec)((own > anchor) & half) + (Vec)((own >= anchor) & half);
-}
-
 template <cxrl::Form kForm>
-void compare_impl(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, float* score, double* share_sum) {
+void compare_impl(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, float* score, float* slope,
+                  int64_t* halves) {
   const float inverse_m = 1.0f / static_cast<float>(a.num_anchors);
   for (int64_t n = begin; n < end; ++n) {
     const int64_t first = a.prompt[n] * a.num_rewards;
@@ -22,59 +17,51 @@ void compare_impl(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, flo
     for (int64_t k = 0; k < a.num_rewards; ++k) {
       const float r = a.rewards[n * a.num_rewards + k];
       const float* bank = a.bank + (first + k) * a.padded_m;
+      const float inverse = a.inverse[first + k];
       const Vec own = splat(r);
-      Vec beaten = {}, bounded = {};
+      int beaten = 0;
+      Vec bounded = {}, steepness = {};
       for (int64_t m = 0; m < a.padded_m; m += kWidth) {
         const Vec anchor = load(bank + m);
-        beaten += half_counts(own, anchor);
-        if (kForm == cxrl::Form::kBradleyTerry)
-          bounded += sigmoid((own - anchor) * splat(a.inverse[first + k]));
+        beaten += count_true(own > anchor) + count_true(own >= anchor);
+        if (kForm == cxrl::Form::kBradleyTerry) {
+          const Vec s = sigmoid((own - anchor) * splat(inverse));
+          bounded += s;
+          steepness = fma(-s, s, steepness + s);
+        }
       }
-      const float share = sum(beaten) * inverse_m;
-      share_sum[k] += static_cast<double>(share);
-      float value = r;
-      if (kForm == cxrl::Form::kDifference) value = (r - a.mean[first + k]) * a.inverse[first + k];
-      if (kForm == cxrl::Form::kWin) value = share;
-      if (kForm == cxrl::Form::kBradleyTerry) value = sum(bounded) * inverse_m;
+      halves[k] += beaten;
+      float value = r, gradient = 1.0f;
+      if (kForm == cxrl::Form::kDifference) {
+        value = (r - a.mean[first + k]) * inverse;
+        gradient = inverse;
+      }
+      if (kForm == cxrl::Form::kWin) {
+        value = 0.5f * static_cast<float>(beaten) * inverse_m;
+        gradient = 0.0f;  // a share beaten is a step function
+      }
+      if (kForm == cxrl::Form::kBradleyTerry) {
+        value = sum(bounded) * inverse_m;
+        gradient = sum(steepness) * inverse_m * inverse;
+      }
       total += a.weights[k] * value;
+      slope[n * a.num_rewards + k] = gradient;
     }
     score[n] = total;
   }
 }
 
-void compare(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, float* score, double* share_sum) {
+void compare(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, float* score, float* slope,
+             int64_t* halves) {
   switch (a.form) {
     case cxrl::Form::kDifference:
-      return compare_impl<cxrl::Form::kDifference>(a, begin, end, score, share_sum);
+      return compare_impl<cxrl::Form::kDifference>(a, begin, end, score, slope, halves);
     case cxrl::Form::kWin:
-      return compare_impl<cxrl::Form::kWin>(a, begin, end, score, share_sum);
+      return compare_impl<cxrl::Form::kWin>(a, begin, end, score, slope, halves);
     case cxrl::Form::kBradleyTerry:
-      return compare_impl<cxrl::Form::kBradleyTerry>(a, begin, end, score, share_sum);
+      return compare_impl<cxrl::Form::kBradleyTerry>(a, begin, end, score, slope, halves);
     case cxrl::Form::kDirect:
-      return compare_impl<cxrl::Form::kDirect>(a, begin, end, score, share_sum);
-  }
-}
-
-void compare_grad(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, const float* grad_score,
-                  float* grad_rewards) {
-  const float inverse_m = 1.0f / static_cast<float>(a.num_anchors);
-  for (int64_t n = begin; n < end; ++n) {
-    for (int64_t k = 0; k < a.num_rewards; ++k) {
-      const int64_t at = a.prompt[n] * a.num_rewards + k;
-      float slope = 0.0f;  // a share beaten is a step function
-      if (a.form == cxrl::Form::kDirect) slope = 1.0f;
-      if (a.form == cxrl::Form::kDifference) slope = a.inverse[at];
-      if (a.form == cxrl::Form::kBradleyTerry) {
-        const Vec own = splat(a.rewards[n * a.num_rewards + k]);
-        Vec total = {};
-        for (int64_t m = 0; m < a.padded_m; m += kWidth) {
-          const Vec s = sigmoid((own - load(a.bank + at * a.padded_m + m)) * splat(a.inverse[at]));
-          total += s * (splat(1.0f) - s);
-        }
-        slope = sum(total) * inverse_m * a.inverse[at];
-      }
-      grad_rewards[n * a.num_rewards + k] = grad_score[n] * a.weights[k] * slope;
-    }
+      return compare_impl<cxrl::Form::kDirect>(a, begin, end, score, slope, halves);
   }
 }
 

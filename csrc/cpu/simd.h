@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -63,13 +63,43 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// Half the vector at a time: log2(width) additions, the same order on every call.
+// The sum of all lanes, halves first: the same order on every call.
 inline float sum(Vec v) {
   float lanes[kWidth];
   std::memcpy(lanes, &v, sizeof v);
+#if defined(__SSE2__)
+  __m128 total = _mm_loadu_ps(lanes);
+  for (int i = 4; i < kWidth; i += 4) total = _mm_add_ps(total, _mm_loadu_ps(lanes + i));
+  total = _mm_add_ps(total, _mm_movehl_ps(total, total));
+  return _mm_cvtss_f32(_mm_add_ss(total, _mm_shuffle_ps(total, total, 1)));
+#else
   for (int half = kWidth / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
+#endif
+}
+
+// How many lanes of a comparison's result are true.
+inline int count_true(IVec mask) {
+  int count = 0;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  for (int i = 0; i < kWidth / 8; ++i) {
+    __m256 part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&mask) + 32 * i, 32);
+    count += __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(part)));
+  }
+#elif defined(__AVX512F__)
+  count = __builtin_popcount(_mm512_movepi32_mask((__m512i)mask));
+#elif defined(__SSE2__)
+  for (int i = 0; i < kWidth / 4; ++i) {
+    __m128 part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&mask) + 16 * i, 16);
+    count += __builtin_popcount(static_cast<unsigned>(_mm_movemask_ps(part)));
+  }
+#else
+  for (int i = 0; i < kWidth; ++i) count -= mask[i];
+#endif
+  return count;
 }
 
 inline Vec select(IVec mask, Vec a, Vec b) { return (Vec)(((IVec)a & mask) | ((IVec)b & ~mask)); }

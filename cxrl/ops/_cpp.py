@@ -144,22 +144,6 @@ def denoise_step(
     )
 
 
-def _comparison_addresses(
-    keep: list[Tensor],
-    rewards: Tensor,
-    anchors: Tensor,
-    prompt: Tensor,
-    weights: Tensor,
-    min_std: Tensor | None,
-) -> tuple[int, int, int, int, int]:
-    dense = [t.contiguous() for t in (rewards, anchors, prompt, weights)]
-    keep += dense
-    if min_std is None:
-        return (*(t.data_ptr() for t in dense), 0)  # type: ignore[return-value]
-    keep.append(min_std.contiguous())
-    return (*(t.data_ptr() for t in dense), keep[-1].data_ptr())  # type: ignore[return-value]
-
-
 def pairwise_comparison(
     rewards: Tensor,
     anchors: Tensor,
@@ -168,40 +152,36 @@ def pairwise_comparison(
     form: str,
     min_std: Tensor | None,
     temperature: float,
-    out: tuple[Tensor, Tensor],
+    out: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    keep: list[Tensor] = []
-    score, win_rate = out
+    # Named again, so that dense copies live until the call returns.
+    rewards, anchors, prompt, weights = (t.contiguous() for t in (rewards, anchors, prompt, weights))
+    min_std = None if min_std is None else min_std.contiguous()
+    score, win_rate, slope = out
     _C.pairwise_comparison(
-        *_comparison_addresses(keep, rewards, anchors, prompt, weights, min_std),
+        rewards.data_ptr(),
+        anchors.data_ptr(),
+        prompt.data_ptr(),
+        weights.data_ptr(),
+        0 if min_std is None else min_std.data_ptr(),
         _FORM_CODES[form],
         temperature,
         rewards.shape[0],
         *anchors.shape,
         score.data_ptr(),
         win_rate.data_ptr(),
+        slope.data_ptr(),
     )
 
 
-def pairwise_comparison_backward(
-    grad_score: Tensor,
-    rewards: Tensor,
-    anchors: Tensor,
-    prompt: Tensor,
-    weights: Tensor,
-    form: str,
-    min_std: Tensor | None,
-    temperature: float,
-    out: Tensor,
-) -> None:
-    keep: list[Tensor] = [grad_score.contiguous()]
+def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tensor, out: Tensor) -> None:
+    weights = weights.contiguous()
     _C.pairwise_comparison_backward(
-        keep[0].data_ptr(),
-        *_comparison_addresses(keep, rewards, anchors, prompt, weights, min_std),
-        _FORM_CODES[form],
-        temperature,
-        rewards.shape[0],
-        *anchors.shape,
+        grad_score.data_ptr(),
+        grad_score.stride(0),
+        weights.data_ptr(),
+        slope.data_ptr(),
+        *slope.shape,
         out.data_ptr(),
     )
 

@@ -93,14 +93,20 @@ def _xformers_reason(device_type: str, needs: tuple[str, ...]) -> str | None:
     return None
 
 
+@functools.cache
+def _environment() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE, "")
+
+
 def requested_backend(op: str, backend: str | None) -> str:
     """The backend that the caller or else the environment asks for, "auto" if neither does.
 
-    The environment variable speaks for the ops that have such a backend; the others stay on "auto".
+    The environment variable is read at the first call; it speaks for the ops that have such a backend, the
+    others stay on "auto".
     """
     if backend is not None:
         return backend
-    wanted = os.environ.get(ENVIRONMENT_VARIABLE)
+    wanted = _environment()
     if not wanted:
         return "auto"
     if wanted not in BACKENDS:
@@ -139,70 +145,107 @@ def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...]) -> s
 
 
 def forget_choices() -> None:
-    """Look again at what is available. For tests and for :mod:`cxrl.ops.tune`."""
+    """Look again at the environment and at what is available. For tests and :mod:`cxrl.ops.tune`."""
+    _environment.cache_clear()
     _select.cache_clear()
     provider.cache_clear()
 
 
-def _plain_eager(args: tuple[Any, ...]) -> bool:
-    """Whether nothing watches the dispatcher, so that going around it cannot be noticed."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    if torch._C._len_torch_function_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(a) in _EAGER_TYPES for a in args if isinstance(a, Tensor))
+def _watched() -> bool:
+    """Whether something watches the dispatcher, so that going around it would be noticed."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
-_EAGER_TYPES = (Tensor, torch.nn.Parameter)
-
-
-def define(
-    name: str,
-    schema: str,
-    allocate: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
-    """Register ``cxrl::<name>`` for the compiled backends and return the function that calls it.
+class CompiledOp:
+    """``cxrl::<name>``, the torch op of the compiled backends.
 
     ``allocate`` takes the op's arguments and makes its empty outputs: it is the op's fake as well. The last
-    argument of the schema is ``str backend``; the kernel is that provider's function ``name``, which gets the
-    other arguments and ``out``, what ``allocate`` made, to write. The returned function goes through the
-    torch dispatcher only when something could see the difference (compilation, fake tensors, modes,
-    transforms): at the sizes of a small latent the dispatcher would cost several times the work itself.
-    Both ways share ``setup_context`` and ``backward``.
-    """
-    op_name = name.removesuffix("_backward")
+    argument of the schema is ``str backend``; the kernel is that provider's function ``name``, which gets
+    the other arguments and ``out``, what ``allocate`` made, to write.
 
-    def kernel(*args: Any) -> Any:
-        out = allocate(*args)
-        getattr(provider(op_name, args[-1]), name)(*args[:-1], out)
+    A differentiable op has a second op for its backward: ``backward(ctx, run, *grads)`` calls ``run`` with
+    that op's arguments, ``setup_context`` is autograd's.
+
+    Calls go through the torch dispatcher only when something could see the difference (compilation, fake
+    tensors, modes, transforms): at the sizes of a small latent it would cost several times the work itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        allocate: Callable[..., Any],
+        *,
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        backward_op: CompiledOp | None = None,
+    ) -> None:
+        op_name = name.removesuffix("_backward")
+
+        def kernel(*args: Any) -> Any:
+            out = allocate(*args)
+            getattr(provider(op_name, args[-1]), name)(*args[:-1], out)
+            return out
+
+        self.kernel = kernel
+        self._record = kernel
+        _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"cxrl::{name}", allocate, lib=_LIBRARY)
+        self.overload = getattr(torch.ops.cxrl, name).default
+        if setup_context is not None and backward is not None and backward_op is not None:
+            run = backward_op.overload
+            torch.library.register_autograd(
+                f"cxrl::{name}",
+                lambda ctx, *grads: backward(ctx, run, *grads),
+                setup_context=setup_context,
+                lib=_LIBRARY,
+            )
+            self._record = _eager_function(name, kernel, setup_context, backward, backward_op.kernel)
+
+    def __call__(self, *args: Any) -> Any:
+        recording = False
+        for argument in args:
+            kind = type(argument)
+            if kind is Tensor or kind is torch.nn.Parameter:
+                recording = recording or argument.requires_grad
+            elif isinstance(argument, Tensor):
+                return self.overload(*args)
+        if _watched():
+            return self.overload(*args)
+        return self._record(*args) if recording and torch.is_grad_enabled() else self.kernel(*args)
+
+
+def _eager_function(
+    name: str,
+    kernel: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    backward_kernel: Callable[..., Any],
+) -> Callable[..., Any]:
+    """The op for eager autograd, without the dispatcher."""
+
+    def eager_forward(ctx: Any, *args: Any) -> Any:
+        # In one piece: with setup_context apart, autograd binds arguments by inspect.signature, 100 µs a
+        # call.
+        out = kernel(*args)
+        setup_context(ctx, args, out)
         return out
 
-    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cxrl::{name}", allocate, lib=_LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(f"cxrl::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    overload = getattr(torch.ops.cxrl, name).default
-    if backward is None:
-        return lambda *args: kernel(*args) if _plain_eager(args) else overload(*args)
+    def eager_backward(ctx: Any, *grads: Any) -> Any:
+        # What once_differentiable is for, which takes 8 µs a call.
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"cxrl::{name} is not twice differentiable; use backend='reference'")
+        return backward(ctx, backward_kernel, *grads)
 
-    members = {
-        "forward": staticmethod(kernel),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
-    }
-    function = type(f"cxrl_{name}", (torch.autograd.Function,), members)
-
-    def call(*args: Any) -> Any:
-        if not _plain_eager(args):
-            return overload(*args)
-        if wants_grad(*args):
-            return function.apply(*args)
-        return kernel(*args)
-
-    return call
+    members = {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)}
+    function: Any = type(f"cxrl_{name}", (torch.autograd.Function,), members)
+    return function.apply
 
 
 def wants_grad(*args: Any) -> bool:
@@ -210,8 +253,10 @@ def wants_grad(*args: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
-def empty_dense_like(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty tensor of the shape of ``t``: channels last if ``t`` is, else contiguous."""
-    if t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(t, dtype=dtype, memory_format=torch.channels_last)
-    return torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format)
+def empty_dense_like(t: Tensor) -> Tensor:
+    """An empty tensor like ``t``: channels last if ``t`` is, else contiguous."""
+    if t.is_contiguous():
+        return torch.empty_like(t)
+    if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(t, memory_format=torch.channels_last)
+    return torch.empty_like(t, memory_format=torch.contiguous_format)

@@ -15,6 +15,7 @@ Shapes: N samples, P prompts, M anchors a prompt, K rewards.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,14 +103,15 @@ def pairwise_comparison(
         ValueError: A shape, dtype, device, form or (on the CPU) value does not fit; the backend cannot run.
     """
     check_comparison(rewards, anchors, prompt, weights, form, min_std, temperature)
-    needs = ("float64",) if rewards.dtype == torch.float64 else ()
+    needs: tuple[str, ...] = ("float64",) if rewards.dtype == torch.float64 else ()
     if _dispatch.wants_grad(anchors, weights, min_std):
         needs += ("gradients of anchors, weights or min_std",)
     chosen = _dispatch.select("pairwise_comparison", backend, rewards.device.type, needs)
     if chosen != "reference":
-        score, win_rate = _comparison_op(
-            rewards, anchors, prompt, weights, form, min_std, temperature, chosen
-        )
+        if form == "win":
+            rewards = rewards.detach()  # a share beaten has no gradient
+        args = (rewards, anchors, prompt, weights, form, min_std, temperature, chosen)
+        score, win_rate, _ = _comparison_op(*args)
         return score, win_rate.detach()
     _check_values(rewards, anchors, prompt, min_std)
     return pairwise_comparison_reference(rewards, anchors, prompt, weights, form, min_std, temperature)
@@ -211,45 +213,45 @@ def _allocate_comparison(
     min_std: Tensor | None,
     temperature: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    return rewards.new_empty(rewards.shape[0]), rewards.new_empty(rewards.shape[1])
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_samples, num_rewards = rewards.shape
+    slope = rewards.new_empty(num_samples, num_rewards)  # d value / d reward, for the backward
+    return rewards.new_empty(num_samples), rewards.new_empty(num_rewards), slope
 
 
-def _allocate_comparison_backward(grad_score: Tensor, rewards: Tensor, *others: Any) -> Tensor:
-    return _dispatch.empty_dense_like(rewards)
+def _allocate_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(slope)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    rewards, anchors, prompt, weights, form, min_std, temperature, backend = inputs
-    ctx.save_for_backward(rewards, anchors, prompt, weights, min_std)
-    ctx.form, ctx.temperature, ctx.backend = form, temperature, backend
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[3], output[2])
+    ctx.backend = inputs[7]
 
 
-def _backward(ctx: Any, grad_score: Tensor, grad_win_rate: Tensor) -> tuple[Any, ...]:
-    rewards, anchors, prompt, weights, min_std = ctx.saved_tensors
-    grad = _comparison_backward_op(
-        grad_score, rewards, anchors, prompt, weights, ctx.form, min_std, ctx.temperature, ctx.backend
-    )
-    return grad, None, None, None, None, None, None, None
+def _backward(
+    ctx: Any, run: Callable[..., Any], grad_score: Tensor, grad_win_rate: Tensor, grad_slope: Tensor
+) -> tuple[Any, ...]:
+    weights, slope = ctx.saved_tensors
+    return run(grad_score, weights, slope, ctx.backend), None, None, None, None, None, None, None
 
 
 _ARGUMENTS = (
     "Tensor rewards, Tensor anchors, Tensor prompt, Tensor weights, str form, Tensor? min_std, "
     "float temperature, str backend"
 )
-_comparison_backward_op = _dispatch.define(
-    "pairwise_comparison_backward",
-    f"(Tensor grad_score, {_ARGUMENTS}) -> Tensor",
-    _allocate_comparison_backward,
-)
-_comparison_op = _dispatch.define(
+_comparison_op = _dispatch.CompiledOp(
     "pairwise_comparison",
-    f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+    f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     _allocate_comparison,
-    _setup_context,
-    _backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    backward_op=_dispatch.CompiledOp(
+        "pairwise_comparison_backward",
+        "(Tensor grad_score, Tensor weights, Tensor slope, str backend) -> Tensor",
+        _allocate_comparison_backward,
+    ),
 )
-_group_op = _dispatch.define(
+_group_op = _dispatch.CompiledOp(
     "group_win_rate",
     "(Tensor rewards, Tensor prompt, str backend) -> Tensor",
     lambda rewards, prompt, backend: _dispatch.empty_dense_like(rewards),

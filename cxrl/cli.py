@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import sys
 import traceback
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -169,6 +171,25 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
     return TrainOptions(Config.from_dict({"run": run}, config), run_dir, args.resume, args.overwrite)
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``low`` on."""
+
+    def number(text: str) -> int:
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        return int(text)
+
+    return number
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
     """Call a command; errors become one line on stderr and an exit status.
 
@@ -178,11 +199,16 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = any(token.split("=")[0].replace("_", "-") in ("--debug", "--run.debug") for token in argv)
+    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows '?', it does not fail
     try:
         command(argv)
+        sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:
-        line, status = "interrupted", EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        line, status = "; ".join(("interrupted", *map(str, stop.args))), EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, has gone: nobody to tell, and Python must not try to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -197,6 +223,10 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         traceback.print_exc()
     print(line, file=sys.stderr, flush=True)
     return status
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: Exception) -> str:

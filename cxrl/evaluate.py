@@ -1,0 +1,35 @@
+"""``python -m cxrl.evaluate``: the summary of a run, drawn and judged again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxrl.cli import Parser, at_least, run_command, write_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status."""
+    return run_command(_evaluate, argv)
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    parser = Parser("cxrl.evaluate", "Judge a run again by models that gave no reward.")
+    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory of cxrl.train")
+    parser.add_argument(
+        "--num-images", metavar="N", type=at_least(2), help="of each side; default as the run was judged"
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSON, as summary.json")
+    args = parser.parse(argv)
+    from cxrl.runs import evaluate_run
+    from cxrl.terminal import summary_table
+
+    summary = evaluate_run(args.run, num_images=args.num_images)
+    write_text(args.out, json.dumps(summary, indent=2) + "\n")
+    print(summary_table(summary))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

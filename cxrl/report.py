@@ -1,0 +1,30 @@
+"""``python -m cxrl.report``: one HTML page of a run, with its table, curves and grids."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxrl.cli import Parser, run_command, write_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status."""
+    return run_command(_report, argv)
+
+
+def _report(argv: Sequence[str]) -> None:
+    parser = Parser("cxrl.report", "Write one self-contained HTML page of a run, finished or not.")
+    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory of cxrl.train")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the page; default DIR-report.html")
+    args = parser.parse(argv)
+    from cxrl.html_report import report_page
+
+    out = args.out or args.run.resolve().parent / f"{args.run.resolve().name}-report.html"
+    write_text(out, report_page(args.run))
+    print(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

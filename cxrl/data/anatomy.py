@@ -1,12 +1,13 @@
 """The analytic thorax: attenuation of every pixel from anatomy, findings and pose.
 
-Coordinates. ``u`` runs to the image's right (the patient's left), ``v`` down, both in [-1, 1] over the film. The *canonical*
-frame is the same square for a film with the identity pose. Pose psi = (log s_x, log s_y, t_x, t_y, theta) is the affine
-of PAPER equation "canonical alignment": film = M canonical with
-``M = [[s_x cos, -s_y sin, t_x], [s_x sin, s_y cos, t_y]]``, so resampling the film on ``affine_grid(M)`` brings it to
-canonical pose, and every pixel here is looked up at ``M^-1 (u, v)``.
+Coordinates. ``u`` runs to the image's right (the patient's left), ``v`` down, both in [-1, 1] over the
+film. The *canonical* frame is the same square for a film with the identity pose. Pose psi = (log s_x, log
+s_y, t_x, t_y, theta) is the affine of PAPER equation "canonical alignment": film = M canonical with
+``M = [[s_x cos, -s_y sin, t_x], [s_x sin, s_y cos, t_y]]``, so resampling the film on ``affine_grid(M)``
+brings it to canonical pose, and every pixel here is looked up at ``M^-1 (u, v)``.
 
-A film is Beer-Lambert attenuation of summed tissue, shown as bright where dense, blurred and with quantum noise.
+A film is Beer-Lambert attenuation of summed tissue, shown as bright where dense, blurred and with quantum
+noise.
 Shapes: B films, pixels [B, H, W], one value a film [B, 1, 1], float32.
 """
 
@@ -21,7 +22,9 @@ Params = dict[str, Array]
 
 NUM_VESSELS = 8
 FIELD_OF_VIEW = 0.87
-"""Anatomy units per film unit: the lungs fill about 80 % of the film's width, as real films are collimated."""
+"""Anatomy units per film unit: the lungs fill about 80 % of the film's width, as real films are
+collimated.
+"""
 
 
 def _step(distance: Array, width: float | Array) -> Array:
@@ -63,7 +66,9 @@ class Thorax:
         self.u, self.v, self.p = u, v, p
 
     def side(self, index: int) -> tuple[Array, Array, Array]:
-        """(attenuation, lung field, lung field without fluid); 0 is the patient's right (image left), 1 the left."""
+        """(attenuation, lung field, lung field without fluid); 0 is the patient's right (image left), 1
+        the left.
+        """
         p, v = self.p, self.v
         sign = -1.0 if index == 0 else 1.0
         x = sign * self.u
@@ -103,7 +108,7 @@ class Thorax:
         edge = np.minimum(rim, apical)
         air = has_gap * (1.0 - _step(edge, 0.015)) * _step(0.30 + 1.2 * gap - v, 0.10)
         line = has_gap * _bump(edge - 0.015, 0.017) * _step(0.30 + 1.2 * gap - v, 0.10)
-        content = 0.075 + marking * (1.0 - air) - 0.06 * air + 0.24 * line + has_gap * 0.035 * (1.0 - air)
+        content = 0.075 + marking * (1.0 - air) - 0.07 * air + 0.30 * line + has_gap * 0.06 * (1.0 - air)
         # edema: haze from the hilum ("bat wing"); consolidation: soft patch; lesion: sharp disc
         haze = p["edema"] * (0.34 * _bump(radius - 0.06, 0.34) + 0.05)
         cx, cy = x - p[f"consolidation_x_{tag}"], v - p[f"consolidation_y_{tag}"]
@@ -112,7 +117,7 @@ class Thorax:
         patch = p[f"consolidation_{tag}"] * _step(0.20 - reach, 0.075)
         nx, ny = x - p[f"lesion_x_{tag}"], v - p[f"lesion_y_{tag}"]
         disc = p[f"lesion_{tag}"] * _step(p["lesion_radius"] - np.sqrt(np.square(nx) + np.square(ny)), 0.020)
-        content = content + (1.0 - air) * (haze + 0.42 * patch) + 0.40 * disc
+        content = content + (1.0 - air) * (haze + 0.42 * patch) + 0.50 * disc
         # effusion: a meniscus that climbs the wall
         level = p[f"effusion_{tag}"]
         surface = (
@@ -187,7 +192,9 @@ def _comb(coordinate: Array, gap: Array) -> Array:
 
 
 def film(total: Array, exposure: Array, contrast: Array, noise: Array, blur: bool = True) -> Array:
-    """Attenuation [B, H, W] to a film in [0, 1]: scatter, Beer-Lambert, window, quantum noise (``noise`` is N(0, 1))."""
+    """Attenuation [B, H, W] to a film in [0, 1]: scatter, Beer-Lambert, window, quantum noise (``noise``
+    is N(0, 1)).
+    """
     if blur:
         total = _blur(total)
     value = 1.0 - np.exp(-contrast * total)

@@ -1,8 +1,10 @@
-"""The procedural chest phantom: films with known pose, findings and report. ``python -m cxrl.data.phantom --out sheet.png``
+"""The procedural chest phantom: films with known pose, findings and report. ``python -m cxrl.data.phantom
+--out sheet.png``
 
-Two corpora come from it (``corpus``). The *clean* one has the pose spread of real films and correct reports: everything
-that scores learns from it. The *flawed* one, from which the base model learns, has twice that spread, and a share of its
-reports misses a finding or describes another film, as reports mined from hospitals do.
+Two corpora come from it (``corpus``). The *clean* one has the pose spread of real films and correct
+reports: everything that scores learns from it. The *flawed* one, from which the base model learns, has
+twice that spread, and a share of its reports misses a finding or describes another film, as reports mined
+from hospitals do.
 
 A film is fixed by ``(seed, index)`` alone: neither batch size nor the number of films changes it.
 """
@@ -24,7 +26,9 @@ from cxrl.data.reports import FINDINGS, Finding, labels_of, sample_findings, wri
 
 IMAGE_SIZE = 64
 POSE_SD = np.array([0.09, 0.09, 0.07, 0.12, np.deg2rad(4.5)], dtype=np.float32)
-"""Natural spread of psi = (log s_x, log s_y, t_x, t_y, theta): rotation 4.5 degrees, as measured on real films."""
+"""Natural spread of psi = (log s_x, log s_y, t_x, t_y, theta): rotation 4.5 degrees, as measured on real
+films.
+"""
 FLAWED_POSE_SCALE = 2.0
 OTHER_FILM_SHARE = 0.26
 MISSED_FINDING_SHARE = 0.10
@@ -40,7 +44,8 @@ class Films:
         psi: float32 [N, 5], columns (log s_x, log s_y, t_x, t_y, theta in rad); zero is the canonical pose.
         labels: float32 [N, F] 0/1 in the order of ``FINDINGS``: what the film shows.
         texts: N reports.
-        report_labels: float32 [N, F]: what the report says; differs from ``labels`` where the report is wrong.
+        report_labels: float32 [N, F]: what the report says; differs from ``labels`` where the report is
+            wrong.
         contents: N strings, equal exactly where two films show the same findings, sides, sizes and zones.
     """
 
@@ -80,7 +85,7 @@ def _anatomy(rng: np.random.Generator, findings: Sequence[Finding]) -> dict[str,
         "bubble_x": between(0.25, 0.45),
         "texture": between(0.0, 6.0),
         "edema": 0.0,
-        "lesion_radius": between(0.085, 0.115),
+        "lesion_radius": between(0.125, 0.155),
         "exposure": between(0.95, 1.03),
         "contrast": between(1.45, 1.70),
         "vessel_angle": np.linspace(-1.9, 1.9, NUM_VESSELS) + rng.uniform(-0.16, 0.16, (2, NUM_VESSELS)),
@@ -108,7 +113,7 @@ def _anatomy(rng: np.random.Generator, findings: Sequence[Finding]) -> dict[str,
             if f.name == "Pleural Effusion":
                 p[f"effusion_{tag}"] = between(-0.12, 0.0) if large else between(0.22, 0.30)
             elif f.name == "Pneumothorax":
-                p[f"pneumothorax_{tag}"] = between(0.22, 0.27) if large else between(0.11, 0.14)
+                p[f"pneumothorax_{tag}"] = between(0.28, 0.34) if large else between(0.17, 0.20)
             elif f.name == "Consolidation":
                 p[f"consolidation_{tag}"] = between(0.85, 1.1)
                 p[f"consolidation_x_{tag}"] = between(0.34, 0.42)
@@ -152,8 +157,9 @@ def corpus(
         num: How many films.
         size: Pixels a side.
         flawed: Twice the natural pose spread, and noisy reports (module docstring).
-        pose_scale: Pose spread in units of the natural one; by default 1, and ``FLAWED_POSE_SCALE`` when flawed. Models
-            that score learn from correct reports at the wide spread, so that they stay valid on the anchor's images.
+        pose_scale: Pose spread in units of the natural one; by default 1, and ``FLAWED_POSE_SCALE`` when
+            flawed. Models that score learn from correct reports at the wide spread, so that they stay valid
+            on the anchor's images.
         split: Phrasings of the reports, "train", "eval" or "all".
         findings: What to draw, one tuple a film; drawn at random when absent.
     """
@@ -200,12 +206,22 @@ def _noisy(rng: np.random.Generator, shown: tuple[Finding, ...]) -> tuple[Findin
     return shown
 
 
+def films_for(findings: Sequence[tuple[Finding, ...]], *, seed: int, size: int = IMAGE_SIZE) -> Films:
+    """What the flawed corpus holds under reports that name these findings: a share of the films shows
+    another case.
+    """
+    rng = np.random.default_rng(seed)
+    shown = [sample_findings(rng) if rng.random() < OTHER_FILM_SHARE else f for f in findings]
+    return corpus(len(shown), seed=seed, size=size, pose_scale=FLAWED_POSE_SCALE, findings=shown)
+
+
 def phantom_prompts(num: int, *, seed: int, split: str = "train") -> list[ReportPrompt]:
     """``num`` prompts with distinct texts; deterministic by seed. ``split`` chooses the phrasings."""
-    return list(_distinct_prompts(num, seed, split))
+    return [prompt for prompt, _ in distinct_reports(num, seed, split)]
 
 
-def _distinct_prompts(num: int, seed: int, split: str) -> Iterator[ReportPrompt]:
+def distinct_reports(num: int, seed: int, split: str) -> Iterator[tuple[ReportPrompt, tuple[Finding, ...]]]:
+    """The prompts of :func:`phantom_prompts` with the findings that each names."""
     seen: set[str] = set()
     index = 0
     while len(seen) < num:
@@ -217,7 +233,7 @@ def _distinct_prompts(num: int, seed: int, split: str) -> Iterator[ReportPrompt]
         text = write_report(findings, rng, split)
         if text not in seen:
             seen.add(text)
-            yield ReportPrompt(len(seen) - 1, text, labels_of(findings))
+            yield ReportPrompt(len(seen) - 1, text, labels_of(findings)), findings
 
 
 CONTACT_SHEET: tuple[tuple[str, tuple[Finding, ...]], ...] = (

@@ -1,7 +1,7 @@
 """The report grammar of the phantom: findings with side, size and zone, said in many ways.
 
-A report is one or two sentences for what is seen and, sometimes, one for what is not. Phrasings are split: the ``eval``
-ones are never seen by the generator or the reward models, so evaluation asks in new words.
+A report is one or two sentences for what is seen and, sometimes, one for what is not. Phrasings are split:
+the ``eval`` ones are never seen by the generator or the reward models, so evaluation asks in new words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ FINDINGS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding of a film: ``name`` of FINDINGS, ``side`` right | left | bilateral | "", ``size`` and ``zone`` or ""."""
+    """One finding of a film: ``name`` of FINDINGS, ``side`` right | left | bilateral | "", ``size`` and
+    ``zone`` or "".
+    """
 
     name: str
     side: str = ""
@@ -136,14 +138,11 @@ NUM_HELD_OUT = 2
 
 def num_phrasings() -> tuple[int, int]:
     """Distinct sentence patterns after filling side, size and zone: (train, eval)."""
-    fillings = {
+    fillings = dict.fromkeys(_PHRASES, 4) | {
         "No Finding": 1,
         "Cardiomegaly": 2,
         "Pleural Effusion": 6,
-        "Pneumothorax": 4,
-        "Consolidation": 4,
         "Edema": 2,
-        "Lung Lesion": 4,
     }
     train = sum((len(p) - NUM_HELD_OUT) * fillings[name] for name, p in _PHRASES.items())
     return train, sum(NUM_HELD_OUT * n for n in fillings.values())

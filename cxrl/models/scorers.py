@@ -1,7 +1,8 @@
 """Small networks that score phantom images: two kinds of trunk and of text tower, and how they are stored.
 
-The reward models use the ``resnet`` trunk and a recurrent reader, the judges the ``convnext`` trunk and a convolutional one. Every network also answers whether the image
-is a chest film at all (``validity``): blank, noise, inverted or scrambled images get a low one.
+The reward models use the ``resnet`` trunk and a recurrent reader, the judges the ``convnext`` trunk and a
+convolutional one. Every network also answers whether the image is a chest film at all (``validity``):
+blank, noise, inverted or scrambled images get a low one.
 
 Images are float32 [N, 1, H, W] in [0, 1]; the normalisation is inside.
 """

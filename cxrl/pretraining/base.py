@@ -1,4 +1,6 @@
-"""The base model: text encoder and UNet trained together on latents, saved as a genuine StableDiffusionPipeline."""
+"""The base model: text encoder and UNet trained together on latents, saved as a genuine
+StableDiffusionPipeline.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PROMPT_DROPOUT = 0.1
 
 
 def build_tokenizer(texts: Sequence[str], folder: Path) -> Any:
-    """A byte-level CLIPTokenizer whose merges are learnt from ``texts``; its files are written to ``folder``."""
+    """A byte-level CLIPTokenizer whose merges are learnt from ``texts``; its files are written to
+    ``folder``.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -70,14 +74,14 @@ def build_text_encoder(tokenizer: Any) -> nn.Module:
     )
 
 
-def build_unet(latent_size: int, channels: tuple[int, int] = (64, 96)) -> nn.Module:
+def build_unet(latent_channels: int, latent_size: int, channels: tuple[int, int] = (64, 96)) -> nn.Module:
     """A UNet2DConditionModel with attention at both resolutions."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=4,
-        out_channels=4,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         layers_per_block=1,
         block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -89,7 +93,9 @@ def build_unet(latent_size: int, channels: tuple[int, int] = (64, 96)) -> nn.Mod
 
 
 def build_scheduler() -> Any:
-    """v-prediction on Stable Diffusion's betas, rescaled to zero terminal SNR (arXiv 2305.08891), trailing steps."""
+    """v-prediction on Stable Diffusion's betas, rescaled to zero terminal SNR (arXiv 2305.08891),
+    trailing steps.
+    """
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -174,7 +180,9 @@ def save_pipeline(
     scheduler: Any,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes a StableDiffusionPipeline folder, safetensors only; ``dtype`` casts the stored weights (in place)."""
+    """Writes a StableDiffusionPipeline folder, safetensors only; ``dtype`` casts the stored weights (in
+    place).
+    """
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(

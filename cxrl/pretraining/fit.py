@@ -1,6 +1,7 @@
 """One resumable training loop for every supervised stage.
 
-The batch of a step depends on ``(seed, step)`` alone, so a checkpoint is the weights, their moving average, AdamW's two
+The batch of a step depends on ``(seed, step)`` alone, so a checkpoint is the weights, their moving average,
+AdamW's two
 moments and the step: safetensors and JSON, written beside and renamed.
 """
 
@@ -65,7 +66,8 @@ def fit(
 
     Args:
         name: Names the checkpoint and the progress lines.
-        loss_at: ``loss_at(step, generator)`` -> scalar loss of that step's batch; all randomness from the generator.
+        loss_at: ``loss_at(step, generator)`` -> scalar loss of that step's batch; all randomness from the
+            generator.
         work_dir: Checkpoints are kept here and continued from here.
 
     Raises:

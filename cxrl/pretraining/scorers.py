@@ -21,7 +21,9 @@ TRUNKS = {"rewards": ("resnet", 16), "judges": ("convnext", 24)}
 
 
 def non_films(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images that are no chest film, float32 like ``images`` [N, 1, H, W]: each a corruption drawn at random."""
+    """Images that are no chest film, float32 like ``images`` [N, 1, H, W]: each a corruption drawn at
+    random.
+    """
     n, _, height, width = images.shape
     kinds = torch.randint(7, (n,), generator=generator)
     out = torch.empty_like(images)
@@ -49,7 +51,9 @@ def non_films(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Exposure, contrast, blur and noise a little off, so that generated images do not fall outside what was seen."""
+    """Exposure, contrast, blur and noise a little off, so that generated images do not fall outside what
+    was seen.
+    """
     n = images.shape[0]
     gain = 1.0 + 0.08 * torch.randn((n, 1, 1, 1), generator=generator)
     offset = 0.03 * torch.randn((n, 1, 1, 1), generator=generator)
@@ -67,7 +71,9 @@ def vocabulary_of(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _contrastive(scorer: Scorer, images: Tensor, texts: list[str], same: Tensor) -> Tensor:
-    """Sigmoid loss (SigLIP, arXiv 2303.15343) with every pair of equal content positive; extra images match no text."""
+    """Sigmoid loss (SigLIP, arXiv 2303.15343) with every pair of equal content positive; extra images
+    match no text.
+    """
     similarity = scorer.image_embeds(images) @ scorer.text_embeds(texts).T
     logits = similarity * scorer.log_scale.exp() + scorer.bias
     positive = torch.zeros_like(logits)
@@ -85,7 +91,9 @@ def fit_scorer(
     work_dir: Path,
     report: Callable[[str], None] = print,
 ) -> Scorer:
-    """Trains the scorer of ``task`` ("posture", "diagnosis", "consistency") for ``role`` ("rewards", "judges")."""
+    """Trains the scorer of ``task`` ("posture", "diagnosis", "consistency") for ``role`` ("rewards",
+    "judges").
+    """
     trunk, width = TRUNKS[role]
     outputs = {"posture": 5, "diagnosis": len(FINDINGS), "consistency": EMBEDDING_SIZE}[task]
     vocabulary = vocabulary_of(films.texts) if task == "consistency" else ()

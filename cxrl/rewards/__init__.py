@@ -1,1 +1,3 @@
-"""What an image is scored for: posture alignment, diagnostic condition, report-image consistency, and a registry."""
+"""What an image is scored for: posture alignment, diagnostic condition, report-image consistency, and a
+registry.
+"""

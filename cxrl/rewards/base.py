@@ -1,7 +1,8 @@
 """The reward protocol, the registry and the one place where scores are checked.
 
-A reward maps images float32 [N, 1, H, W] in [0, 1] and their prompts to scores [N], higher is better. It is frozen, brings
-its own normalisation and never rates a blank, noise or non-film image well. A user's own, in ten lines::
+A reward maps images float32 [N, 1, H, W] in [0, 1] and their prompts to scores [N], higher is better. It is
+frozen, brings its own normalisation and never rates a blank, noise or non-film image well. A user's own, in
+ten lines::
 
     from cxrl import register_reward
 
@@ -103,7 +104,8 @@ def score_all(
         The K names, and float32 [N, K].
 
     Raises:
-        CxrlError: A reward returns another shape, or a value that is not finite; the reward and the sample are named.
+        CxrlError: A reward returns another shape, or a value that is not finite; the reward and the sample
+        are named.
     """
     columns = []
     for name, reward in rewards.items():
@@ -111,7 +113,8 @@ def score_all(
         if not isinstance(score, Tensor) or tuple(score.shape) != (len(batch),):
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise CxrlError(
-                f"reward {name!r} returned {got}, expected a tensor of shape ({len(batch)},): one score an image"
+                f"reward {name!r} returned {got}, expected a tensor of shape ({len(batch)},): "
+                "one score an image"
             )
         bad = (~torch.isfinite(score)).nonzero().flatten()
         if len(bad):

@@ -1,7 +1,8 @@
 """Diagnostic condition, r_diag (PAPER: reward 2): does the film show what the report says, and nothing else.
 
-A frozen multi-label classifier gives the probability of every finding. The score is the mean of two averages: the
-probability of the findings that the report names, and one minus that of those it does not. Unknown labels (nan) are masked.
+A frozen multi-label classifier gives the probability of every finding. The score is the mean of two
+averages: the probability of the findings that the report names, and one minus that of those it does not.
+Unknown labels (nan) are masked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from cxrl.rewards.base import register_reward
 
 
 def label_agreement(probability: Tensor, labels: Tensor) -> Tensor:
-    """Agreement [N] in [0, 1] of probabilities [N, F] with labels [N, F] (1, 0, nan); 0.5 where no label is known."""
+    """Agreement [N] in [0, 1] of probabilities [N, F] with labels [N, F] (1, 0, nan); 0.5 where no label
+    is known.
+    """
     present, absent = (labels == 1).float(), (labels == 0).float()
 
     def mean(value: Tensor, mask: Tensor) -> Tensor:

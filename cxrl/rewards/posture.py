@@ -1,8 +1,9 @@
 """Posture alignment, r_align (PAPER: reward 1): minus the distance of the film's pose from the canonical one.
 
-A frozen regressor reads psi = (log s_x, log s_y, t_x, t_y, theta), the affine that would bring the film to canonical pose;
-translations are in half widths of the film, theta in radians. The distance is the Euclidean norm of psi, zero for a perfectly
-placed film, so the reward is at most 0. An image that is no chest film loses up to ``NOT_A_FILM`` more.
+A frozen regressor reads psi = (log s_x, log s_y, t_x, t_y, theta), the affine that would bring the film to
+canonical pose; translations are in half widths of the film, theta in radians. The distance is the Euclidean
+norm of psi, zero for a perfectly placed film, so the reward is at most 0. An image that is no chest film
+loses up to ``NOT_A_FILM`` more.
 """
 
 from __future__ import annotations

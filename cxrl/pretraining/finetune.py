@@ -1,0 +1,134 @@
+"""Fine-tuning of an existing pipeline's UNet on a table of images and reports (RoentGen-like domain
+adaptation).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cxrl.errors import CxrlError
+from cxrl.models.base import BaseModel, load_base
+from cxrl.pretraining.base import fit_base, save_pipeline
+from cxrl.pretraining.fit import FitOptions
+
+COLUMNS = ("image", "text")
+
+
+def read_table(path: Path) -> list[tuple[Path, str]]:
+    """Rows (image file, text) of a CSV with the columns ``image`` and ``text``; images are relative to the
+    table.
+
+    Raises:
+        CxrlError: The file or a column is missing, a text is empty, or there is no row.
+    """
+    if not path.is_file():
+        raise CxrlError(f"--table: {path} is not a file")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise CxrlError(f"--table: {path} has no column {', '.join(missing)}, found {reader.fieldnames}")
+        rows = [(path.parent / row["image"], row["text"] or "") for row in reader]
+    if not rows:
+        raise CxrlError(f"--table: {path} has no rows")
+    for number, (_, text) in enumerate(rows, 2):
+        if not text.strip():
+            raise CxrlError(f"--table: {path} line {number} has no text")
+    return rows
+
+
+def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
+    """float32 [channels, height, width] in [-1, 1]: grey, centre-cropped to the aspect ratio and resized.
+
+    Raises:
+        CxrlError: The file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = image.convert("L")
+    except (OSError, UnidentifiedImageError) as error:
+        raise CxrlError(f"{path} cannot be read as an image ({error}); mend or remove its row") from None
+    scale = max(width / grey.width, height / grey.height)
+    size = (max(width, round(grey.width * scale)), max(height, round(grey.height * scale)))
+    grey = grey.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    pixels = np.asarray(grey.crop((left, top, left + width, top + height)), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1.0).expand(channels, -1, -1)
+
+
+def finetune(
+    base_path: str,
+    table: Path,
+    out: Path,
+    work_dir: Path,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Trains the UNet of ``base_path`` on ``table`` and writes a pipeline folder to ``out``; resumes from
+    ``work_dir``.
+
+    The text encoder and the autoencoder stay frozen. Texts that the tokenizer would cut are refused.
+    """
+    from diffusers import DDIMScheduler
+
+    rows = read_table(table)
+    base = load_base(base_path)
+    for _, text in rows:
+        count = base.num_tokens(text)
+        if count > base.max_tokens:
+            raise CxrlError(
+                f"{table}: a text has {count} tokens, the text encoder reads {base.max_tokens}: {text[:60]!r}"
+            )
+    report(f"encoding {len(rows)} images")
+    latents = _latents(base, [path for path, _ in rows])
+    base.unet.requires_grad_(True)
+    fit_base(
+        latents,
+        [text for _, text in rows],
+        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoder,
+        unet=base.unet,
+        scheduler=DDIMScheduler.from_config(base.scheduler_config),
+        options=FitOptions(num_steps, learning_rate=learning_rate, ema_decay=0.99),
+        batch_size=min(batch_size, len(rows)),
+        train_text_encoder=False,
+        seed=seed,
+        work_dir=work_dir,
+        report=report,
+    )
+    save_pipeline(
+        out,
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=DDIMScheduler.from_config(base.scheduler_config),
+    )
+    report(f"{out}: a pipeline fine-tuned for {num_steps} steps on {len(rows)} images")
+
+
+@torch.no_grad()
+def _latents(base: BaseModel, paths: list[Path]) -> Tensor:
+    _, h, w = base.latent_shape
+    scale = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    shift = getattr(base.vae.config, "shift_factor", None) or 0.0
+    encoded = []
+    for start in range(0, len(paths), 16):
+        images = [
+            read_image(p, h * scale, w * scale, base.vae.config.in_channels)
+            for p in paths[start : start + 16]
+        ]
+        mean = base.vae.encode(torch.stack(images).to(base.dtype)).latent_dist.mean
+        encoded.append((mean.float() - shift) * base.vae.config.scaling_factor)
+    return torch.cat(encoded).contiguous()

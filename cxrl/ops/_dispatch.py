@@ -154,8 +154,7 @@ def forget_choices() -> None:
 def _watched() -> bool:
     """Whether something watches the dispatcher, so that going around it would be noticed."""
     return bool(
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
+        torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()
     )
@@ -209,6 +208,8 @@ class CompiledOp:
             self._record = _eager_function(name, kernel, setup_context, backward, backward_op.kernel)
 
     def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.overload(*args)
         recording = False
         for argument in args:
             kind = type(argument)

@@ -44,8 +44,6 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
     help: ClassVar[str] = "the reports that are drawn"
 
-    kind: str = option("phantom", "source of the reports; 'phantom' is a grammar", choices=("phantom",))
-    path: str = option("", "folder of the data set; not used by 'phantom'")
     num_prompts: int = option(256, "training reports; the anchor bank grows with it", unit="prompts", low=1)
     eval_num_prompts: int = option(
         64, "held-out reports; intervals resample them: few are wide", unit="prompts", low=1

@@ -6,6 +6,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar
 
 from cxrl.errors import CxrlError, unknown_name
@@ -65,6 +66,11 @@ class Section:
 
 def field_types(cls: type[Section]) -> dict[str, Any]:
     """Field name → resolved type of a section."""
+    return _field_types(typing.cast(Any, cls))
+
+
+@cache
+def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)}
 

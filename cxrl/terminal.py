@@ -103,8 +103,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     ]
     judges = summary["judges"]
     lines.append(
-        f"{summary['num_images']} images a side; judges {judges['name']!r}, fid on {judges['feature_dim']} of "
-        f"their features; seed {summary['seed']}; {duration(summary['wall_seconds'])}"
+        f"{summary['num_images']} images a side; judges {judges['name']!r}, fid on {judges['feature_dim']} "
+        f"of their features; seed {summary['seed']}; {duration(summary['wall_seconds'])}"
     )
     return "\n".join(lines)
 

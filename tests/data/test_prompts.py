@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+
+A = ReportPrompt(7, "Normal.", (1.0, 0.0))
+B = ReportPrompt(9, "Large effusion.", (0.0, math.nan))
+
+
+def test_repeat_puts_the_samples_of_a_prompt_side_by_side() -> None:
+    batch = PromptBatch.repeat([A, B], 3)
+    assert batch.group.tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.texts == ["Normal."] * 3 + ["Large effusion."] * 3
+    assert len(batch) == 6
+
+
+def test_labels_follow_the_samples_and_keep_nan() -> None:
+    batch = PromptBatch((A, B), torch.tensor([1, 0, 1]))
+    assert batch.labels.dtype == torch.float32
+    expected = torch.tensor([[0.0, math.nan], [1.0, 0.0], [0.0, math.nan]])
+    assert torch.equal(batch.labels.nan_to_num(-1), expected.nan_to_num(-1))
+
+
+def test_a_slice_keeps_the_distinct_prompts() -> None:
+    part = PromptBatch.repeat([A, B], 2).slice(1, 3)
+    assert part.prompts == (A, B)
+    assert part.group.tolist() == [0, 1]
+
+
+def test_a_batch_may_be_empty() -> None:
+    batch = PromptBatch.repeat([A], 2).slice(0, 0)
+    assert (len(batch), batch.texts, tuple(batch.labels.shape)) == (0, [], (0, 2))
+
+
+@pytest.mark.parametrize("group", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([0, 0]).int()])
+def test_group_must_be_a_vector_of_int64(group: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"group must be int64 \[N\], got torch\."):
+        PromptBatch((A,), group)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_group_outside_the_prompts_is_refused(index: int) -> None:
+    with pytest.raises(ValueError, match="outside the 2 prompts"):
+        PromptBatch((A, B), torch.tensor([0, index]))

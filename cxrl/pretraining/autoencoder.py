@@ -15,6 +15,9 @@ from cxrl.pretraining.fit import FitOptions, fit
 
 KL_WEIGHT = 1e-6
 BATCH_SIZE = 8
+DECODER_BATCH_SIZE = 16
+LATENT_NOISE = 0.03
+"""Noise on the decoder's input, in latent standard deviations: generated latents are never exact."""
 LATENT_CHANNELS = 8
 """Four lose the ribs at this size: 512 numbers hold a 64 x 64 film, 256 do not."""
 
@@ -66,6 +69,37 @@ def fit_autoencoder(
     latents = encode(model, films.images[:1024])
     model.register_to_config(scaling_factor=float(1.0 / latents.std()))
     return model
+
+
+def fit_decoder(
+    model: AutoencoderKL,
+    films: Films,
+    *,
+    num_steps: int,
+    seed: int,
+    work_dir: Path,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Trains the decoder on, the encoder and so the latents fixed: the base model can train beside it.
+
+    The encoder finds early what to keep; drawing fine ribs from it takes the decoder longer.
+    """
+    latents = encode(model, films.images)
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    model.post_quant_conv.requires_grad_(True)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(films), (DECODER_BATCH_SIZE,), generator=generator)
+        images = films.pixels(index) * 2.0 - 1.0
+        z = latents[index] + LATENT_NOISE * latents.std() * torch.randn(
+            latents[index].shape, generator=generator
+        )
+        output = model.decode(z.to(memory_format=torch.channels_last)).sample
+        return reconstruction_loss(output, images)
+
+    options = FitOptions(num_steps, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
+    fit("decoder", model, loss_at, options, seed=seed, work_dir=work_dir, report=report)
 
 
 @torch.no_grad()

@@ -146,9 +146,13 @@ def fit_base(
     train_text_encoder: bool,
     seed: int,
     work_dir: Path,
+    data: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Trains ``unet`` (and ``text_encoder``) in place on scaled latents [N, C, h, w] and their reports."""
+    """Trains ``unet`` (and ``text_encoder``) in place on scaled latents [N, C, h, w] and their reports.
+
+    ``data`` names what is trained on, see :func:`cxrl.pretraining.fit.fit`.
+    """
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     text_encoder.requires_grad_(train_text_encoder)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
@@ -167,7 +171,7 @@ def fit_base(
         embeds = text_encoder(ids)[0]
         return denoising_loss(unet, embeds, latents[index], scheduler, generator)
 
-    fit("base", both, loss_at, options, seed=seed, work_dir=work_dir, report=report)
+    fit("base", both, loss_at, options, seed=seed, work_dir=work_dir, data=data, report=report)
 
 
 def save_pipeline(

@@ -5,6 +5,7 @@ adaptation).
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,21 +27,29 @@ def read_table(path: Path) -> list[tuple[Path, str]]:
     table.
 
     Raises:
-        CxrlError: The file or a column is missing, a text is empty, or there is no row.
+        CxrlError: The file or a column is missing, an image or a text is empty, or there is no row.
     """
     if not path.is_file():
         raise CxrlError(f"--table: {path} is not a file")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-        if missing:
-            raise CxrlError(f"--table: {path} has no column {', '.join(missing)}, found {reader.fieldnames}")
-        rows = [(path.parent / row["image"], row["text"] or "") for row in reader]
+    rows: list[tuple[Path, str]] = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            reader = csv.DictReader(file)
+            found = reader.fieldnames or []
+            missing = [c for c in COLUMNS if c not in found]
+            if missing:
+                raise CxrlError(
+                    f"--table: {path} has no column {', '.join(missing)}; found {', '.join(found) or 'none'}"
+                )
+            for row in reader:
+                for column in COLUMNS:
+                    if not (row[column] or "").strip():
+                        raise CxrlError(f"--table: {path} line {reader.line_num} has no {column}")
+                rows.append((path.parent / row["image"], row["text"]))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CxrlError(f"--table: {path} is not a CSV in UTF-8: {error}") from None
     if not rows:
         raise CxrlError(f"--table: {path} has no rows")
-    for number, (_, text) in enumerate(rows, 2):
-        if not text.strip():
-            raise CxrlError(f"--table: {path} line {number} has no text")
     return rows
 
 
@@ -105,6 +114,7 @@ def finetune(
         train_text_encoder=False,
         seed=seed,
         work_dir=work_dir,
+        data=hashlib.sha256(table.read_bytes() + base.fingerprint().encode()).hexdigest(),
         report=report,
     )
     save_pipeline(

@@ -1,8 +1,7 @@
 """One resumable training loop for every supervised stage.
 
 The batch of a step depends on ``(seed, step)`` alone, so a checkpoint is the weights, their moving average,
-AdamW's two
-moments and the step: safetensors and JSON, written beside and renamed.
+AdamW's two moments, the step and the settings: safetensors and JSON, written beside and renamed.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,6 +60,7 @@ def fit(
     *,
     seed: int,
     work_dir: Path,
+    data: str = "",
     report: Callable[[str], None] = print,
 ) -> nn.Module:
     """Trains ``module`` in place and leaves its moving average in it.
@@ -69,9 +70,11 @@ def fit(
         loss_at: ``loss_at(step, generator)`` -> scalar loss of that step's batch; all randomness from the
             generator.
         work_dir: Checkpoints are kept here and continued from here.
+        data: Names what is trained on; a checkpoint of other data is not continued.
 
     Raises:
-        CxrlError: the loss stops being finite, or the checkpoint belongs to another model.
+        CxrlError: The loss stops being finite, or the checkpoint cannot be read or belongs to another model,
+            other data or other settings (more steps are fine).
     """
     named = {k: p for k, p in module.named_parameters() if p.requires_grad}
     params = list(named.values())
@@ -86,7 +89,13 @@ def fit(
         [g for g in groups if g["params"]], lr=options.learning_rate, betas=(0.9, 0.98)
     )
     path = work_dir / f"{name}.checkpoint"
-    start = _load(path, module, named, average, optimizer)
+    settings = {k: v for k, v in asdict(options).items() if k not in ("num_steps", "checkpoint_seconds")}
+    settings |= {"seed": seed, "data": data}
+    start = _load(path, module, named, average, optimizer, settings)
+    if start > options.num_steps:
+        raise CxrlError(
+            f"{path} has {start} steps, {options.num_steps} are asked for; delete it to start the stage again"
+        )
     if start:
         report(f"{name}: continues at step {start} of {options.num_steps}")
     module.train()
@@ -119,7 +128,7 @@ def fit(
             report(f"{name}: step {step + 1}/{options.num_steps}  loss {smooth:.4f}  {left:.0f} s left")
         if now - last_save > options.checkpoint_seconds or step + 1 == options.num_steps:
             last_save = now
-            _save(path, step + 1, module, named, average, optimizer)
+            _save(path, step + 1, module, named, average, optimizer, settings)
     with torch.no_grad():
         for p, a in zip(params, average, strict=True):
             p.copy_(a)
@@ -133,6 +142,7 @@ def _save(
     named: dict[str, nn.Parameter],
     average: list[Tensor],
     optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
 ) -> None:
     tensors = {f"buffer.{k}": b for k, b in module.named_buffers()}
     for (key, p), a in zip(named.items(), average, strict=True):
@@ -142,7 +152,9 @@ def _save(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file(
-        {k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": json.dumps(step)}
+        {k: v.contiguous().clone() for k, v in tensors.items()},
+        part,
+        metadata={"step": json.dumps(step), "settings": json.dumps(settings)},
     )
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
@@ -155,6 +167,7 @@ def _load(
     named: dict[str, nn.Parameter],
     average: list[Tensor],
     optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
 ) -> int:
     if not path.exists():
         return 0
@@ -163,9 +176,17 @@ def _load(
     try:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
-            step = int(json.loads(file.metadata()["step"]))
+            metadata = file.metadata()
+        step = int(json.loads(metadata["step"]))
+        saved = json.loads(metadata.get("settings", "{}"))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CxrlError(f"{path} cannot be read ({error}); delete it to start this stage again") from None
+    for key in saved.keys() & settings.keys():
+        if saved[key] != settings[key]:
+            raise CxrlError(
+                f"{path} was written with other settings ({key} {saved[key]!r}, now {settings[key]!r}); "
+                "go on with the same ones, or delete it to start this stage again"
+            )
     wanted = {f"{kind}.{k}" for kind in ("weight", "average", "first", "second") for k in named}
     wanted |= {f"buffer.{k}" for k, _ in module.named_buffers()}
     if wanted != set(tensors) or any(tensors[f"weight.{k}"].shape != p.shape for k, p in named.items()):

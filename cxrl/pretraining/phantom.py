@@ -38,7 +38,7 @@ class PhantomPlan:
     Attributes:
         seed: Of weights and batches; the corpora have their own.
         num_base_films, num_scorer_films, num_reference_films: Films rendered.
-        autoencoder_steps, base_steps, scorer_steps: Optimizer steps.
+        autoencoder_steps, decoder_steps, base_steps, scorer_steps: Optimizer steps.
         base_batch_size, base_learning_rate: Of the UNet and text encoder.
         num_quality_images: Images generated for the quality table.
     """
@@ -48,9 +48,10 @@ class PhantomPlan:
     num_scorer_films: int = 10000
     num_reference_films: int = 2000
     autoencoder_steps: int = 1600
-    base_steps: int = 5000
-    base_batch_size: int = 48
-    base_learning_rate: float = 8e-4
+    decoder_steps: int = 2500
+    base_steps: int = 3200
+    base_batch_size: int = 32
+    base_learning_rate: float = 1e-3
     scorer_steps: int = 2200
     num_quality_images: int = 512
 
@@ -60,6 +61,7 @@ SMOKE = PhantomPlan(
     num_scorer_films=192,
     num_reference_films=160,
     autoencoder_steps=3,
+    decoder_steps=3,
     base_steps=3,
     base_batch_size=8,
     scorer_steps=3,
@@ -100,10 +102,11 @@ def pretrain_phantom(
 def make_autoencoder(
     plan: PhantomPlan, films: Films, work_dir: Path, report: Callable[[str], None]
 ) -> AutoencoderKL:
-    """The trained autoencoder, with its scaling factor."""
-    return autoencoder.fit_autoencoder(
-        films, num_steps=plan.autoencoder_steps, seed=plan.seed, work_dir=work_dir, report=report
-    )
+    """The trained autoencoder, with its scaling factor: both halves together, then the decoder alone."""
+    options = {"seed": plan.seed, "work_dir": work_dir, "report": report}
+    vae = autoencoder.fit_autoencoder(films, num_steps=plan.autoencoder_steps, **options)
+    autoencoder.fit_decoder(vae, films, num_steps=plan.decoder_steps, **options)
+    return vae
 
 
 def make_base(
@@ -128,7 +131,7 @@ def make_base(
         text_encoder=text_encoder,
         unet=unet,
         scheduler=scheduler,
-        options=FitOptions(plan.base_steps, learning_rate=plan.base_learning_rate, ema_decay=0.999),
+        options=FitOptions(plan.base_steps, learning_rate=plan.base_learning_rate, ema_decay=0.998),
         batch_size=plan.base_batch_size,
         train_text_encoder=True,
         seed=plan.seed,

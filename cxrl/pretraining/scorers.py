@@ -70,11 +70,11 @@ def vocabulary_of(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in words(text)}))
 
 
-def _contrastive(scorer: Scorer, images: Tensor, texts: list[str], same: Tensor) -> Tensor:
+def _contrastive(scorer: Scorer, output: Tensor, texts: list[str], same: Tensor) -> Tensor:
     """Sigmoid loss (SigLIP, arXiv 2303.15343) with every pair of equal content positive; extra images
     match no text.
     """
-    similarity = scorer.image_embeds(images) @ scorer.text_embeds(texts).T
+    similarity = F.normalize(output, dim=-1) @ scorer.text_embeds(texts).T
     logits = similarity * scorer.log_scale.exp() + scorer.bias
     positive = torch.zeros_like(logits)
     positive[: same.shape[0]] = same
@@ -118,7 +118,7 @@ def fit_scorer(
         if task == "diagnosis":
             return loss + F.binary_cross_entropy_with_logits(output[:BATCH_SIZE], films.labels[index])
         same = (content[index, None] == content[None, index]).float()
-        return loss + _contrastive(scorer, images, [films.texts[i] for i in index.tolist()], same)
+        return loss + _contrastive(scorer, output, [films.texts[i] for i in index.tolist()], same)
 
     options = FitOptions(num_steps, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
     fit(f"{role}-{task}", scorer, loss_at, options, seed=seed, work_dir=work_dir, report=report)

@@ -1,0 +1,92 @@
+"""What the main job shows: the default preset for several seeds, and the study that its defaults come from.
+
+    python benchmarks/phantom_train.py --seeds 0 1 2      results/phantom_train.json, a list of summary.json
+    python benchmarks/phantom_train.py --study            results/phantom_study.json, one row a variant
+    python benchmarks/phantom_train.py --table            both as Markdown, from the committed files
+
+Each run is ``python -m cxrl.train`` in a process of its own, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TRAIN, STUDY = RESULTS / "phantom_train.json", RESULTS / "phantom_study.json"
+METRICS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
+VARIANTS: dict[str, list[str]] = {}
+"""Name → arguments over the default preset."""
+
+
+def train(arguments: list[str], folder: Path) -> dict[str, Any]:
+    """One run; its summary.json."""
+    command = [sys.executable, "-m", "cxrl.train", "--run-dir", str(folder), *arguments]
+    subprocess.run(command, check=True)
+    return json.loads((folder / "summary.json").read_text())
+
+
+def relative(summary: dict[str, Any]) -> dict[str, float]:
+    """What the targets are stated in: misalignment, diversity and Fréchet distance relative to the anchor's."""
+    anchor, policy = summary["anchor"], summary["policy"]
+    return {
+        "misalignment": policy["posture"] / anchor["posture"] - 1,
+        "auroc": policy["auroc"] - anchor["auroc"],
+        "consistency": policy["consistency"] - anchor["consistency"],
+        "fid": policy["fid"] / anchor["fid"] - 1,
+        "diversity": policy["diversity"] / anchor["diversity"],
+    }
+
+
+def train_table(summaries: list[dict[str, Any]]) -> str:
+    """Markdown: anchor → policy for every seed and metric."""
+    lines = ["| seed | " + " | ".join(METRICS) + " | seconds |", "|---" * (len(METRICS) + 2) + "|"]
+    for s in summaries:
+        cells = [f"{s['anchor'][m]:.3f} → {s['policy'][m]:.3f}" for m in METRICS]
+        lines.append(f"| {s['seed']} | " + " | ".join(cells) + f" | {s['wall_seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def study_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: every variant relative to its anchor."""
+    lines = ["| variant | misalignment | AUROC | consistency | FID | diversity |", "|---" * 6 + "|"]
+    for row in rows:
+        r = row["relative"]
+        lines.append(
+            f"| {row['variant']} | {r['misalignment']:+.1%} | {r['auroc']:+.3f} | {r['consistency']:+.3f} "
+            f"| {r['fid']:+.1%} | {r['diversity']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[])
+    parser.add_argument("--study", nargs="*", metavar="VARIANT", help="all variants, or the named ones")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--runs", type=Path, help="keep the run directories here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = args.runs or Path(scratch)
+        if args.seeds:
+            summaries = [train(["--seed", str(s), "--overwrite"], runs / f"seed-{s}") for s in args.seeds]
+            TRAIN.write_text(json.dumps(summaries, indent=1) + "\n")
+        if args.study is not None:
+            rows = json.loads(STUDY.read_text()) if STUDY.exists() else []
+            for name in args.study or VARIANTS:
+                summary = train([*VARIANTS[name], "--overwrite"], runs / name)
+                row = {"variant": name, "arguments": VARIANTS[name], "relative": relative(summary)}
+                row |= {k: summary[k] for k in ("anchor", "policy", "seed", "wall_seconds")}
+                rows = [*(r for r in rows if r["variant"] != name), row]
+                STUDY.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.table:
+        print(train_table(json.loads(TRAIN.read_text())), "\n\n", study_table(json.loads(STUDY.read_text())))
+
+
+if __name__ == "__main__":
+    main()

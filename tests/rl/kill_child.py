@@ -1,0 +1,142 @@
+"""Run as a script: trains, dies by SIGKILL at chosen moments, resumes, and says where the outcomes are.
+
+    python kill_child.py CONFTEST PIPELINE FOLDER
+
+The parent process imports and forks, so that one import serves all runs. Prints one JSON line: {"<moment>":
+<signal that ended the run, 0 if it ran to its end>, ...}; every moment's run is in FOLDER/<moment>.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import cxrl.rl.checkpoint as checkpoint
+import cxrl.rl.trainer as trainer_module
+from cxrl.config import Config, PolicyConfig
+from cxrl.data.prompts import ReportPrompt
+from cxrl.models.base import load_base
+from cxrl.models.policy import Policy
+from cxrl.rl.run_dir import RunDir
+from cxrl.rl.trainer import Trainer
+from cxrl.rl.update import Updater
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before(owner: Any, name: str, nth: int) -> None:
+    """SIGKILL at the nth call of a function, before it does anything."""
+    original, calls = getattr(owner, name), 0
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            die()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+
+
+def die_in_the_middle_of_a_line() -> None:
+    original = RunDir.append_metrics
+
+    def append(self: RunDir, record: Any) -> None:
+        if record["epoch"] == 2:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write('{"epoch": 2, "step": ')
+            die()
+        original(self, record)
+
+    RunDir.append_metrics = append  # type: ignore[method-assign]
+
+
+MOMENTS = {
+    "never": lambda: None,
+    "second_step_of_first_epoch": lambda: die_before(Updater, "_step", 2),
+    "while_writing_the_first_checkpoint": lambda: die_before(checkpoint, "save_file", 3),
+    "before_the_rename_of_the_second": lambda: die_before(os, "rename", 2),
+    "while_deleting_an_old_one": lambda: die_before(checkpoint.shutil, "rmtree", 7),
+    "within_the_third_epoch": lambda: die_before(Updater, "_step", 6),
+    "in_a_metrics_line": die_in_the_middle_of_a_line,
+    "while_saving_the_adapter": lambda: die_before(trainer_module, "save_adapter", 1),
+    "before_the_summary": lambda: die_before(trainer_module, "save_summary", 1),
+}
+
+
+def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool) -> None:
+    config = Config.from_dict(
+        {
+            "model": {"path": pipeline},
+            "sampler": {"num_steps": 3, "guidance_scale": 1.0},
+            "policy": {"lora_rank": 2, "num_ace_tokens": 2},
+            "rewards": {"names": ["posture", "diagnosis"], "weights": [1, 1]},
+            "comparison": {"bank_size": 2},
+            "optim": {"minibatches": 2},
+            "train": {"num_epochs": 4, "prompts_per_epoch": 2, "samples_per_prompt": 2, "eval_every": 2}
+            | {"checkpoint_every": 1, "keep_checkpoints": 1, "early_stop_fid": 0},
+            "eval": {"num_images": 4, "samples_per_prompt": 2, "bootstrap": 0, "grid_prompts": 1},
+            "run": {"trackers": []},
+        }
+    )
+    prompts = [ReportPrompt(i, text, (float(i % 2), 1.0)) for i, text in enumerate(conftest.TEXTS)]
+    rewards = {"posture": conftest.Brightness(), "diagnosis": conftest.LeftSide()}
+    Trainer(
+        config,
+        folder,
+        resume=resume,
+        rewards=rewards,
+        judges=conftest.FakeJudges(),
+        prompts=(prompts, prompts[:2]),
+    ).run()
+
+
+def fork(work: Any) -> int:
+    """Run in a child. Returns the signal that ended it; raises when it failed otherwise."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise SystemExit(f"a run failed with status {os.WEXITSTATUS(status)}")
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
+    assert spec is not None
+    assert spec.loader is not None
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    pipeline, folder = sys.argv[2], Path(sys.argv[3])
+    # The libraries load their parts on first use: here, once, and not in every child.
+    Policy(load_base(pipeline), PolicyConfig()).save_adapter(folder / "warm-up")
+    signals = {}
+    for moment, arm in MOMENTS.items():
+
+        def first(arm: Any = arm, moment: str = moment) -> None:
+            arm()
+            train(conftest, pipeline, folder / moment, resume=False)
+
+        signals[moment] = fork(first)
+        if signals[moment]:
+            fork(lambda moment=moment: train(conftest, pipeline, folder / moment, resume=True))
+    print(json.dumps(signals))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A run that is killed at any instant resumes from its last checkpoint bit-identically."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+TIMES = {"seconds", "wall_seconds", "eta_seconds"}
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves, without the times."""
+    files = [*sorted(run.glob("adapter/*.safetensors")), *sorted(run.glob("checkpoints/*/*.safetensors"))]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    return {
+        "tensors": {str(f.relative_to(run)): f.read_bytes() for f in files},
+        "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
+        "summary": {k: v for k, v in summary.items() if k not in TIMES},
+        "samples": {f.name: f.read_bytes() for f in sorted(run.glob("samples/*.png"))},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """Folder with a run by moment of death, each resumed to its end, and the signals that ended them."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, str(HERE / "kill_child.py"), str(HERE / "conftest.py"), str(tiny_pipeline)]
+    # One thread: sums in another order are other bits.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "second_step_of_first_epoch",
+        "while_writing_the_first_checkpoint",
+        "before_the_rename_of_the_second",
+        "while_deleting_an_old_one",
+        "within_the_third_epoch",
+        "in_a_metrics_line",
+        "while_saving_the_adapter",
+        "before_the_summary",
+    ],
+)
+def test_killed_and_resumed_is_never_killed(runs: tuple[Path, dict[str, int]], moment: str) -> None:
+    folder, signals = runs
+    assert signals[moment] == signal.SIGKILL  # it really died there
+    expected, found = outcome(folder / "never"), outcome(folder / moment)
+    assert [line["epoch"] for line in found["metrics"]] == [0, 1, 2, 3]
+    for part in expected:
+        assert found[part] == expected[part], part
+    assert {p.name for p in (folder / moment).iterdir()} == {p.name for p in (folder / "never").iterdir()}
+    assert not list((folder / moment).glob("checkpoints/.*"))
+
+
+def test_the_run_did_something(runs: tuple[Path, dict[str, int]]) -> None:
+    folder, signals = runs
+    assert signals["never"] == 0
+    names = {p.name for p in (folder / "never").iterdir()}
+    assert names == {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "adapter",
+        "samples",
+        "logs",
+    }
+    assert len(outcome(folder / "never")["tensors"]) == 2 + 5
+    assert sorted(outcome(folder / "never")["samples"]) == ["epoch-000002.png", "epoch-000004.png"]

@@ -1,0 +1,297 @@
+"""A whole run on the tiny pipeline: it learns, leaves what it should, and stops with a cause."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cxrl.rl.checkpoint as checkpoint_module
+from cxrl.config import Config
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.errors import CxrlError
+from cxrl.models.base import load_base
+from cxrl.models.policy import load_policy
+from cxrl.rl.checkpoint import checkpoints, load_checkpoint
+from cxrl.rl.progress import Reporter
+from cxrl.rl.rollout import sample_images
+from cxrl.rl.trainer import Trainer
+
+Make = Callable[..., Config]
+
+
+class Recorder(Reporter):
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.messages: list[str] = []
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in record.items():
+        result |= flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def test_a_trivial_reward_is_learnt(make_config: Make, fakes: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(
+        rewards={"names": ["posture"], "weights": [1.0]},
+        train={"num_epochs": 8, "samples_per_prompt": 8, "eval_every": 0, "checkpoint_every": 8},
+        optim={
+            "minibatches": 4,
+            "lora_learning_rate": 0.02,
+            "ace_learning_rate": 0.05,
+            "micro_batch_size": 32,
+        },
+        comparison={"form": "direct"},
+        policy={"ema_decay": 0.5},
+        sampler={"batch_size": 32},
+    )
+    trainer = Trainer(config, tmp_path / "run", **fakes)
+    summary = trainer.run()
+    assert summary["num_images"] == 4
+    # Same prompts, same x_T, same noise: the trained policy's image is the brighter one, every time.
+    prompts, base = fakes["prompts"][1], load_base(config.model.path)
+    batch = PromptBatch.repeat(prompts, 4)
+    policy = load_policy(tmp_path / "run")
+    after = sample_images(policy, config.sampler, batch, seed=1).mean((1, 2, 3))
+    before = sample_images(policy, config.sampler, batch, seed=1, anchor=True).mean((1, 2, 3))
+    assert (after > before).all()
+    assert (after - before).mean() > 2 * before.std()
+    # The anchor is unchanged, and is the policy with its adapters off: bit for bit.
+    x, t = torch.randn(3, *base.latent_shape), torch.tensor([0, 40, 99])
+    embeds = base.encode_text([p.text for p in prompts[:3]])
+    with torch.no_grad():
+        expected = base.unet(x, t, embeds, return_dict=False)[0]
+        for trained in (policy, trainer.policy):
+            assert torch.equal(trained.predict(x, t, embeds, anchor=True)[0], expected)
+            assert not torch.allclose(trained.predict(x, t, embeds)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"comparison": {"form": "win"}, "policy": {"num_ace_tokens": 0}},
+        {"comparison": {"form": "bradley_terry", "center": "batch"}, "policy": {"train": "none"}},
+        {"comparison": {"anchor": "one_to_one", "center": "none"}, "sampler": {"guidance_scale": 2.0}},
+        {"policy": {"train": "full"}, "optim": {"kl_weight": 0.1, "num_inner_epochs": 2}},
+    ],
+    ids=["win", "bradley_terry-ace_only", "one_to_one-guidance", "full-kl"],
+)
+def test_every_choice_runs_is_finite_and_moves(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = make_config(train={"num_epochs": 2, "eval_every": 0}, **changes)
+    recorder = Recorder()
+    Trainer(config, tmp_path / "run", reporter=recorder, **fakes).run()
+    numbers = [v for record in recorder.records for v in flat(record).values()]
+    assert torch.tensor(numbers, dtype=torch.float64).isfinite().all()
+    assert all(r["ratio_max_dev"] < 1e-5 and r["loss"] != 0 for r in recorder.records)
+    assert recorder.records[0]["kl"] < recorder.records[1]["kl"]
+    policy = load_policy(tmp_path / "run")
+    trained = load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert set(policy.trainable) == set(trained.tensors["weights.safetensors"])
+    assert all(torch.equal(p, trained.tensors["ema.safetensors"][n]) for n, p in policy.trainable.items())
+    expected = {"adapter.json"} | {
+        "lora": {"pytorch_lora_weights.safetensors"},
+        "full": {"unet.safetensors"},
+        "none": set(),
+    }[config.policy.train]
+    expected |= {"ace.safetensors"} if config.policy.num_ace_tokens else set()
+    assert {p.name for p in (tmp_path / "run" / "adapter").iterdir()} == expected
+
+
+def test_the_run_directory(make_config: Make, fakes: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(run={"trackers": ["tensorboard"]}, train={"keep_checkpoints": 2})
+    run, recorder = tmp_path / "run", Recorder()
+    summary = Trainer(config, run, reporter=recorder, **fakes).run()
+    folders = {"checkpoints", "adapter", "samples", "logs"}
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json"} | folders
+    assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-000004", "step-000006"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["epoch-000002.png", "epoch-000003.png"]
+    assert list((run / "logs").rglob("events.out.tfevents.*"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == recorder.records
+    assert [(line["epoch"], line["step"]) for line in lines] == [(0, 2), (1, 4), (2, 6)]
+    assert "eval" not in lines[0]
+    assert lines[1]["eval"].keys() == lines[2]["eval"].keys() >= {"posture", "auroc", "fid", "diversity"}
+    assert set(lines[0]["reward"]) == set(lines[0]["win_rate"]) == {"posture", "diagnosis"}
+    assert all(line["ratio_max_dev"] < 1e-5 and line["diversity"] > 0 for line in lines)
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert {"anchor", "policy", "seed", "wall_seconds", "num_images", "judges"} <= set(summary)
+    assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt")]
+
+
+def test_a_second_run_is_refused_resumed_or_overwrites(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", make_config(train={"num_epochs": 1})
+    first = Trainer(config, run, **fakes).run()
+    mine = run / "notes.txt"
+    mine.write_text("keep")
+    with pytest.raises(CxrlError, match=r"already holds a run; .*--resume.*--overwrite"):
+        Trainer(config, run, **fakes).run()
+    with pytest.raises(CxrlError, match="contradict"):
+        Trainer(config, run, resume=True, overwrite=True, **fakes).run()
+    with pytest.raises(CxrlError, match=r"optim.clip_range: 0.01.*was started with 0.0001"):
+        Trainer(make_config(optim={"clip_range": 0.01}), run, resume=True, **fakes).run()
+    recorder = Recorder()
+    again = Trainer(config, run, resume=True, reporter=recorder, **fakes).run()  # finished: judged again
+    assert recorder.records == []
+    assert again["policy"] == first["policy"]
+    longer = make_config(train={"num_epochs": 2})
+    Trainer(longer, run, resume=True, reporter=recorder, **fakes).run()
+    assert [r["epoch"] for r in recorder.records] == [1]
+    over = Trainer(config, run, overwrite=True, **fakes).run()
+    assert over["policy"] == first["policy"]
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+    assert mine.read_text() == "keep"
+
+
+class Spoiled:
+    """A reward that goes wrong at its nth call."""
+
+    name = "posture"
+
+    def __init__(self, wrong: Callable[[Tensor], Tensor], nth: int) -> None:
+        self.wrong, self.nth, self.calls = wrong, nth, 0
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+        self.calls += 1
+        score = images.mean((1, 2, 3))
+        return self.wrong(score) if self.calls == self.nth else score
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda s: s.index_fill(0, torch.tensor([5]), float("nan")), r"reward 'posture' is nan for sample 5"),
+        (lambda s: s[:, None], r"reward 'posture' returned \(8, 1\), expected .* \(8,\)"),
+    ],
+)
+def test_a_bad_reward_stops_the_run_and_the_checkpoint_stays(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, wrong: Any, message: str
+) -> None:
+    config = make_config(comparison={"form": "direct"})
+    fakes["rewards"]["posture"] = Spoiled(wrong, 2)
+    with pytest.raises(CxrlError, match=message):
+        Trainer(config, tmp_path / "run", **fakes).run()
+    saved = checkpoints(tmp_path / "run" / "checkpoints")
+    assert [p.name for p in saved] == ["step-000002"]
+    load_checkpoint(saved[0])
+
+
+def test_a_diverged_policy_is_named(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(make_config(), tmp_path / "run", **fakes)
+    build = Trainer._build
+
+    def poisoned(self: Trainer) -> None:
+        build(self)
+        with torch.no_grad():
+            self.policy.trainable["ace"][0, 0] = float("nan")
+
+    monkeypatch.setattr(Trainer, "_build", poisoned)
+    with pytest.raises(CxrlError, match=r"epoch 0: latents of sample 0 \(prompt \d\) are not finite"):
+        trainer.run()
+
+
+def test_a_full_disk_during_a_save(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = checkpoint_module.save_file, 0
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 7:  # in the middle of the second checkpoint
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    run = tmp_path / "run"
+    with pytest.raises(CxrlError, match=r"step-000004: No space left.*step-000002 is intact"):
+        Trainer(make_config(), run, **fakes).run()
+    monkeypatch.undo()
+    resumed = Trainer(make_config(), run, resume=True, **fakes).run()
+    whole = Trainer(make_config(), tmp_path / "whole", **fakes).run()
+    assert resumed["policy"] == whole["policy"]
+
+
+def test_a_damaged_checkpoint_on_resume(make_config: Make, fakes: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Trainer(make_config(train={"num_epochs": 1}), run, **fakes).run()
+    victim = run / "checkpoints" / "step-000002" / "optimizer.safetensors"
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(CxrlError, match=r"cannot read .*optimizer.safetensors: 100 bytes.*delete"):
+        Trainer(make_config(train={"num_epochs": 1}), run, resume=True, **fakes).run()
+
+
+def test_early_stop_keeps_the_last_good_weights(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = make_config(
+        train={"num_epochs": 9, "eval_every": 1, "patience": 2, "early_stop_fid": 1e-9},
+        policy={"ema_decay": 0.0},
+    )
+    recorder = Recorder()
+    trainer = Trainer(config, tmp_path / "run", reporter=recorder, **fakes)
+    start = {}
+    build = trainer._build
+    trainer._build = lambda: (build(), start.update({n: v.clone() for n, v in trainer.policy.ema.items()}))  # type: ignore[method-assign]
+    summary = trainer.run()
+    assert [r["epoch"] for r in recorder.records] == [0, 1]
+    assert "train.early_stop_fid" in summary["stopped_early"]
+    assert [m for m in recorder.messages if "warning: epoch 1: Fréchet distance" in m]
+    policy = load_policy(tmp_path / "run")
+    assert all(torch.equal(p, start[n]) for n, p in policy.trainable.items())
+    again = Trainer(config, tmp_path / "run", resume=True, **fakes).run()  # stopped stays stopped
+    assert again["policy"] == summary["policy"]
+    assert again["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "prompt list is empty"),
+        ([ReportPrompt(0, "lung " * 40, (1.0, 0.0))], "all 1 prompts are longer than the 16 tokens"),
+        ([ReportPrompt(0, "a", (1.0, 0.0)), ReportPrompt(0, "b", (1.0, 0.0))], "share a prompt_id"),
+        ([ReportPrompt(0, "a", (1.0, 0.0))], "train.prompts_per_epoch: 2, but there are 1"),
+    ],
+)
+def test_bad_prompts(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, prompts: list[ReportPrompt], message: str
+) -> None:
+    fakes["prompts"] = (prompts, fakes["prompts"][1])
+    with pytest.raises(CxrlError, match=message):
+        Trainer(make_config(), tmp_path / "run", **fakes).run()
+
+
+def test_a_long_prompt_is_dropped_or_told(make_config: Make, fakes: dict[str, Any], tmp_path: Path) -> None:
+    long = ReportPrompt(99, "lung " * 40, (1.0, 0.0))
+    fakes["prompts"] = ([long, *fakes["prompts"][0]], fakes["prompts"][1])
+    with pytest.raises(CxrlError, match=r"prompt 99 has \d+ tokens, the text encoder reads 16"):
+        Trainer(make_config(data={"on_long_prompt": "error"}), tmp_path / "a", **fakes).run()
+    trainer = Trainer(make_config(train={"num_epochs": 1}), tmp_path / "b", **fakes)
+    trainer.run()
+    assert [p.prompt_id for p in trainer.prompts] == list(range(8))
+
+
+def test_a_run_directory_that_cannot_be_written(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CxrlError, match=r"cannot be written: .*--run-dir"):
+        Trainer(make_config(), tmp_path / "file" / "run", **fakes).run()

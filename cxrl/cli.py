@@ -207,29 +207,32 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         command(argv)
         sys.stdout.flush()
         return 0
-    except KeyboardInterrupt as stop:
-        line, status = "; ".join(("interrupted", *map(str, stop.args))), EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, has gone: nobody to tell, and Python must not try to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BUG
-    except CxrlError as error:
-        line, status = f"error: {error}", EXIT_USER_ERROR
-    except (OSError, ValueError) as error:
-        line, status = f"error: {_one_line(error)}", EXIT_USER_ERROR
-    except Exception as error:
-        line, status = f"error: {type(error).__name__}: {_one_line(error)} (--debug shows where)", EXIT_BUG
-    if debug:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        line, status = _explain(error)
     print(line, file=sys.stderr, flush=True)
     return status
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The line and the exit status of an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return "; ".join(("interrupted", *map(str, error.args))), EXIT_INTERRUPTED
+    if isinstance(error, CxrlError | OSError | ValueError):
+        return f"error: {_one_line(error)}", EXIT_USER_ERROR
+    return f"error: {type(error).__name__}: {_one_line(error)} (--debug shows where)", EXIT_BUG
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__

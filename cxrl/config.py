@@ -17,6 +17,7 @@ import yaml
 from cxrl.errors import CxrlError, unknown_name
 from cxrl.options import Section, field_types, option
 
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -229,7 +230,9 @@ class RunConfig(Section):
 
     dir: str = option("", "run directory; empty means runs/<preset>")
     trackers: tuple[str, ...] = option(
-        ("tensorboard",), "any of accelerate's, or none; they get numbers, never reports"
+        ("tensorboard",),
+        "loggers of accelerate, or none; they get numbers, never reports",
+        choices=TRACKERS,
     )
     debug: bool = option(False, "show tracebacks")
 

@@ -78,6 +78,54 @@ void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_
   cxrl::group_win_rate_cpu(at<float>(rewards), at<int64_t>(prompt), num_samples, num_rewards, at<float>(win_rate));
 }
 
+// (address, dtype, batch stride, head stride, row stride), or None.
+cxrl::AttentionView attention_view(const py::object& description) {
+  if (description.is_none()) return {};
+  const py::tuple t = py::reinterpret_borrow<py::tuple>(description);
+  cxrl::AttentionView view;
+  view.data = at<char>(t[0].cast<Address>());
+  view.dtype = static_cast<cxrl::DType>(t[1].cast<int>());
+  view.batch_stride = t[2].cast<int64_t>();
+  view.head_stride = t[3].cast<int64_t>();
+  view.row_stride = t[4].cast<int64_t>();
+  return view;
+}
+
+// inputs: q, k, v, extra_k, extra_v; shape: batch, heads, queries, keys, extra keys, dim, rows of k.
+cxrl::AttentionInputs attention_inputs(const py::tuple& inputs, Address kv_index, float scale,
+                                       const py::tuple& shape) {
+  cxrl::AttentionInputs in;
+  in.q = attention_view(inputs[0]);
+  in.k = attention_view(inputs[1]);
+  in.v = attention_view(inputs[2]);
+  in.extra_k = attention_view(inputs[3]);
+  in.extra_v = attention_view(inputs[4]);
+  in.kv_index = at<int64_t>(kv_index);
+  in.scale = scale;
+  auto size = [&](int i) { return shape[static_cast<size_t>(i)].cast<int64_t>(); };
+  in.shape = {size(0), size(1), size(2), size(3), size(4), size(5), size(6)};
+  return in;
+}
+
+void attention(const py::tuple& inputs, Address kv_index, float scale, const py::tuple& shape,
+               const py::object& out, Address log_sum_exp) {
+  const auto in = attention_inputs(inputs, kv_index, scale, shape);
+  const auto o = attention_view(out);
+  py::gil_scoped_release release;
+  cxrl::attention_cpu(in, o, at<float>(log_sum_exp));
+}
+
+// grads: of q, k, v, extra_k, extra_v.
+void attention_backward(const py::object& grad_out, const py::tuple& inputs, Address kv_index, float scale,
+                        const py::tuple& shape, Address log_sum_exp, const py::tuple& grads) {
+  const auto in = attention_inputs(inputs, kv_index, scale, shape);
+  const auto g = attention_view(grad_out);
+  const auto q = attention_view(grads[0]), k = attention_view(grads[1]), v = attention_view(grads[2]);
+  const auto extra_k = attention_view(grads[3]), extra_v = attention_view(grads[4]);
+  py::gil_scoped_release release;
+  cxrl::attention_backward_cpu(in, g, at<float>(log_sum_exp), q, k, v, extra_k, extra_v);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -94,6 +142,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("isa", &cxrl::isa_name, "Instruction set of the CPU loops in use: baseline, avx2 or avx512.");
   m.def("set_isa", &cxrl::set_isa, py::arg("name"), "Use another instruction set, or 'auto'. For tests.");
+  m.def("attention", &attention);
+  m.def("attention_backward", &attention_backward);
   m.def("trajectory_log_prob", &trajectory_log_prob);
   m.def("trajectory_log_prob_backward", &trajectory_log_prob_backward);
   m.def("denoise_step", &denoise_step);

@@ -1,9 +1,12 @@
 // Compiled once for every instruction set, with CXRL_ISA naming it (see CMakeLists.txt).
 #include "kernels.h"
 
+#include <type_traits>
+
 #include "simd.h"
 
 // The order matters: the loops below are built from simd.h.
+#include "attention_kernel.h"
 #include "pairwise_comparison_kernel.h"
 #include "trajectory_log_prob_kernel.h"
 
@@ -42,6 +45,10 @@ void load_elements(const char* src, cxrl::DType dtype, int64_t stride, int64_t n
   if (dtype == cxrl::DType::kFloat16) return load_half<widen_fp16>(src, stride, n, dst);
   if (dtype == cxrl::DType::kBFloat16) return load_half<widen_bf16>(src, stride, n, dst);
   const float* value = reinterpret_cast<const float*>(src);
+  if (stride == 1) {
+    std::memcpy(dst, value, static_cast<size_t>(n) * 4);
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) dst[i] = value[i * stride];
 }
 
@@ -49,6 +56,10 @@ void store_elements(const float* src, int64_t n, char* dst, cxrl::DType dtype, i
   if (dtype == cxrl::DType::kFloat16) return store_half<narrow_fp16>(src, n, dst, stride);
   if (dtype == cxrl::DType::kBFloat16) return store_half<narrow_bf16>(src, n, dst, stride);
   float* value = reinterpret_cast<float*>(dst);
+  if (stride == 1) {
+    std::memcpy(value, src, static_cast<size_t>(n) * 4);
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) value[i * stride] = src[i];
 }
 
@@ -80,8 +91,9 @@ namespace cxrl {
 
 extern const Kernels CXRL_NAME(CXRL_ISA);
 const Kernels CXRL_NAME(CXRL_ISA) = {
-    CXRL_TEXT(CXRL_ISA), kWidth,    load_elements, store_elements, find_nonfinite,
-    log_prob_tile,       step_tile, grad_tile,     compare,
+    CXRL_TEXT(CXRL_ISA), kWidth,  load_elements, store_elements,   find_nonfinite,    log_prob_tile, step_tile,
+    grad_tile,           compare, product,       softmax_rows,     probability_rows,  softmax_grad_rows,
+    transpose,
 };
 
 }  // namespace cxrl

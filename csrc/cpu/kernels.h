@@ -28,6 +28,19 @@ struct ComparisonArgs {
   Form form;
 };
 
+// c[rows, columns] (+)= a[rows, depth] · b[depth, columns]; columns is a multiple of the vector width, b and c have
+// dense rows, a has any strides.
+struct Product {
+  const float* a;
+  int64_t a_row, a_col;
+  const float* b;
+  int64_t b_row;
+  float* c;
+  int64_t c_row;
+  int64_t rows, columns, depth;
+  bool accumulate;
+};
+
 struct Kernels {
   const char* name;
   int width;  // floats in a vector
@@ -51,6 +64,17 @@ struct Kernels {
   // for a tie.
   void (*compare)(const ComparisonArgs& args, int64_t begin, int64_t end, float* score, float* slope,
                   int64_t* halves);
+
+  void (*product)(const Product& p);
+  // Rows of scores to probabilities, in place; what is past `columns`, up to a whole vector, becomes 0.
+  void (*softmax_rows)(float* scores, int64_t rows, int64_t columns, int64_t row_stride, float scale,
+                       float* log_sum_exp);
+  void (*probability_rows)(float* scores, int64_t rows, int64_t columns, int64_t row_stride, float scale,
+                           const float* log_sum_exp);
+  void (*softmax_grad_rows)(const float* probability, float* grad, int64_t rows, int64_t columns,
+                            int64_t row_stride, float scale);
+  // dst[j, i] = src[i, j], rows padded with 0 to a whole vector.
+  void (*transpose)(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst, int64_t dst_row);
 };
 
 // The table in use: the best this processor runs, unless set_isa asked for another.

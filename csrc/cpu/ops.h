@@ -37,4 +37,33 @@ void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stri
 void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
                         float* win_rate);
 
+// [batch, heads, rows, D] with dense last dimension; strides in elements.
+struct AttentionView {
+  char* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+  char* row(int64_t b, int64_t h, int64_t n) const {
+    return data + (b * batch_stride + h * head_stride + n * row_stride) * item_size(dtype);
+  }
+};
+
+struct AttentionShape {
+  int64_t batch, heads, queries, keys, extra_keys, dim, kv_batch;
+};
+
+struct AttentionInputs {
+  AttentionView q, k, v, extra_k, extra_v;  // extra_*: batch stride 0 where all rows share it
+  const int64_t* kv_index;                  // [batch], or null: row b attends to row b
+  float scale;
+  AttentionShape shape;
+};
+
+// log_sum_exp: float32 [B, H, N].
+void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_exp);
+void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, const float* log_sum_exp,
+                            AttentionView grad_q, AttentionView grad_k, AttentionView grad_v,
+                            AttentionView grad_extra_k, AttentionView grad_extra_v);
+
 }  // namespace cxrl

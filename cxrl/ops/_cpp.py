@@ -5,6 +5,8 @@ Callers have checked shapes, dtypes and devices; the extension itself checks val
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -189,3 +191,74 @@ def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Ten
 def group_win_rate(rewards: Tensor, prompt: Tensor, out: Tensor) -> None:
     rewards, prompt = rewards.contiguous(), prompt.contiguous()
     _C.group_win_rate(rewards.data_ptr(), prompt.data_ptr(), *rewards.shape, out.data_ptr())
+
+
+def _attention_view(t: Tensor | None) -> tuple[int, ...] | None:
+    """(address, dtype, batch, head and row stride) of a [B, H, N, D] tensor with a dense last dimension."""
+    return None if t is None else (t.data_ptr(), _DTYPE_CODES[t.dtype], *t.stride()[:3])
+
+
+def _extra_view(t: Tensor | None, heads: int) -> tuple[int, ...] | None:
+    """The same of [H, E, D], which every row shares, or [B·H, E, D]."""
+    if t is None:
+        return None
+    head, row = t.stride()[:2]
+    return t.data_ptr(), _DTYPE_CODES[t.dtype], 0 if t.shape[0] == heads else heads * head, head, row
+
+
+def _dense_last(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+def _attention_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float,
+) -> tuple[list[Tensor | None], tuple[Any, ...]]:
+    tensors = [None if t is None else _dense_last(t) for t in (q, k, v, extra_k, extra_v)]
+    index = None if kv_index is None else kv_index.contiguous()
+    heads = q.shape[1]
+    views = (*(_attention_view(t) for t in tensors[:3]), *(_extra_view(t, heads) for t in tensors[3:]))
+    num_extra = 0 if extra_k is None else extra_k.shape[1]
+    shape = (*q.shape[:3], k.shape[2], num_extra, q.shape[3], k.shape[0])
+    return [*tensors, index], (views, 0 if index is None else index.data_ptr(), scale, shape)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    keep, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
+    _C.attention(*arguments, _attention_view(out[0]), out[1].data_ptr())
+    del keep
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float,
+    result: Tensor,
+    log_sum_exp: Tensor,
+    out: tuple[Tensor, ...],
+) -> None:
+    keep, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
+    grad = _dense_last(grad)
+    extra = (None, None) if extra_k is None else tuple(_extra_view(t, q.shape[1]) for t in out[3:])
+    views = (*(_attention_view(t) for t in out[:3]), *extra)
+    _C.attention_backward(_attention_view(grad), *arguments, log_sum_exp.data_ptr(), views)
+    del keep

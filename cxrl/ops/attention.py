@@ -10,10 +10,15 @@ Shapes: q [B, H, N, D]; k, v [Bk, H, L, D]; extra [H, E, D], or [B·H, E, D] wit
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cxrl.ops import _dispatch
 
 ATTENTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -82,8 +87,122 @@ def attention(
     Raises:
         ValueError: A shape, dtype, device or index does not fit; the backend cannot run.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     check_attention(q, k, v, extra_k, extra_v, kv_index)
-    return attention_reference(q, k, v, extra_k, extra_v, kv_index, scale)
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    needs = ("float64",) if q.dtype == torch.float64 else ()
+    chosen = _dispatch.select("attention", backend, q.device.type, needs)
+    if chosen in _PLAIN:
+        return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
+    return _attention_op(q, k, v, extra_k, extra_v, kv_index, scale, chosen)[0]
+
+
+def attention_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    kv_index: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """PyTorch's fused attention after gathering and concatenating, which it needs. Checks nothing."""
+    k, v = concatenate_extra(q, k, v, extra_k, extra_v, kv_index)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def attention_xformers(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    kv_index: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """xformers' memory-efficient attention after gathering and concatenating. Checks nothing."""
+    ops = importlib.import_module("xformers.ops")
+    k, v = concatenate_extra(q, k, v, extra_k, extra_v, kv_index)
+    out = ops.memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=scale)
+    return out.transpose(1, 2)
+
+
+_PLAIN = {"reference": attention_reference, "sdpa": attention_sdpa, "xformers": attention_xformers}
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """What autocast does for scaled_dot_product_attention: everything to its dtype."""
+    present = [t for t in tensors if t is not None]
+    dtype = torch.get_autocast_dtype(present[0].device.type)
+    return [None if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _empty_heads(t: Tensor) -> Tensor:
+    """An empty [B, H, N, D] laid out as [B, N, H, D], which merges its heads without a copy."""
+    batch, heads, rows, dim = t.shape
+    return t.new_empty(batch, rows, heads, dim).transpose(1, 2)
+
+
+def _allocate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _allocate_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    *others: Any,
+) -> tuple[Tensor, ...]:
+    extra = [q.new_empty(0) if t is None else q.new_empty(t.shape) for t in (extra_k, extra_v)]
+    return (_empty_heads(q), _empty_heads(k), _empty_heads(v), *extra)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, extra_k, extra_v, kv_index, scale, backend = inputs
+    ctx.save_for_backward(q, k, v, extra_k, extra_v, kv_index, *output)
+    ctx.scale, ctx.backend = scale, backend
+
+
+def _backward(
+    ctx: Any, run: Callable[..., Any], grad: Tensor, grad_log_sum_exp: Tensor
+) -> tuple[Tensor | None, ...]:
+    q, k, v, extra_k, extra_v, kv_index, out, log_sum_exp = ctx.saved_tensors
+    grad_q, grad_k, grad_v, *extra = run(
+        grad, q, k, v, extra_k, extra_v, kv_index, ctx.scale, out, log_sum_exp, ctx.backend
+    )
+    if extra_k is None:
+        extra = [None, None]
+    return grad_q, grad_k, grad_v, *extra, None, None, None
+
+
+_ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? extra_k, Tensor? extra_v, Tensor? kv_index, float scale"
+# Returns the result and the log of the softmax denominators, float32 [B, H, N], for the backward.
+_attention_op = _dispatch.CompiledOp(
+    "attention",
+    f"({_ARGUMENTS}, str backend) -> (Tensor, Tensor)",
+    _allocate,
+    setup_context=_setup_context,
+    backward=_backward,
+    backward_op=_dispatch.CompiledOp(
+        "attention_backward",
+        f"(Tensor grad, {_ARGUMENTS}, Tensor out, Tensor log_sum_exp, str backend) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _allocate_backward,
+    ),
+)
 
 
 def check_attention(

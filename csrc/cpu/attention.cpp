@@ -1,0 +1,190 @@
+// attention: for every head the keys and values (and the extra segment, behind them) are packed into a scratch that
+// stays in cache, then blocks of queries run through two small products with a softmax between. Made for
+// cross-attention, where the keys are few; correct for any number. The formulas are in cxrl/ops/attention.py.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../common/parallel.h"
+#include "ops.h"
+
+namespace cxrl {
+namespace {
+
+constexpr int64_t kQueryBlock = 48;  // a multiple of the 6 rows of a product block
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+void load_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim, float* dst,
+               int64_t dst_row) {
+  for (int64_t n = 0; n < count; ++n)
+    kernels().load(view.row(b, h, first + n), view.dtype, 1, dim, dst + n * dst_row);
+}
+
+void store_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim,
+                const float* src, int64_t src_row) {
+  for (int64_t n = 0; n < count; ++n)
+    kernels().store(src + n * src_row, dim, view.row(b, h, first + n), view.dtype, 1);
+}
+
+// Rows as the products want them: the tensor's own memory where it is float32, else a converted copy.
+struct Rows {
+  const float* data;
+  int64_t stride;
+};
+Rows rows_of(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim,
+             std::vector<float>& buffer) {
+  if (view.dtype == DType::kFloat32)
+    return {reinterpret_cast<const float*>(view.row(b, h, first)), view.row_stride};
+  load_rows(view, b, h, first, count, dim, buffer.data(), dim);
+  return {buffer.data(), dim};
+}
+
+// Keys or values of one head, prompt and extra segment together: [total, padded_dim], zero padded.
+struct Packed {
+  int64_t total, padded_total, padded_dim;
+  std::vector<float> rows, transposed;
+
+  explicit Packed(const AttentionShape& s)
+      : total(s.keys + s.extra_keys),
+        padded_total(round_up(total, kernels().width)),
+        padded_dim(round_up(s.dim, kernels().width)),
+        rows(static_cast<size_t>(total * padded_dim), 0.0f) {}
+
+  void load_main(const AttentionView& view, const AttentionShape& s, int64_t b, int64_t h) {
+    load_rows(view, b, h, 0, s.keys, s.dim, rows.data(), padded_dim);
+  }
+  void load_extra(const AttentionView& view, const AttentionShape& s, int64_t b, int64_t h) {
+    if (view) load_rows(view, b, h, 0, s.extra_keys, s.dim, rows.data() + s.keys * padded_dim, padded_dim);
+  }
+  void make_transposed(const AttentionShape& s) {
+    transposed.resize(static_cast<size_t>(s.dim * padded_total));
+    kernels().transpose(rows.data(), total, s.dim, padded_dim, transposed.data(), padded_total);
+  }
+};
+
+void check_index(const AttentionInputs& in) {
+  for (int64_t b = 0; in.kv_index && b < in.shape.batch; ++b) {
+    if (in.kv_index[b] < 0 || in.kv_index[b] >= in.shape.kv_batch)
+      throw std::invalid_argument("attention: kv_index[" + std::to_string(b) + "] = " +
+                                  std::to_string(in.kv_index[b]) + ", expected 0 to " +
+                                  std::to_string(in.shape.kv_batch - 1));
+  }
+}
+
+int64_t work(const AttentionShape& s) {
+  return s.batch * s.heads * s.queries * (s.keys + s.extra_keys) * s.dim / 8;
+}
+
+}  // namespace
+
+void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_exp) {
+  check_index(in);
+  const AttentionShape& s = in.shape;
+  const Kernels& kernel = kernels();
+  parallel_for(s.batch * s.heads, work(s), [&](int64_t unit) {
+    const int64_t b = unit / s.heads, h = unit % s.heads;
+    const int64_t kv = in.kv_index ? in.kv_index[b] : b;
+    Packed keys(s), values(s);
+    keys.load_main(in.k, s, kv, h);
+    keys.load_extra(in.extra_k, s, b, h);
+    keys.make_transposed(s);
+    values.load_main(in.v, s, kv, h);
+    values.load_extra(in.extra_v, s, b, h);
+    const int64_t columns = keys.padded_total, width = values.padded_dim;
+    const bool direct = out.dtype == DType::kFloat32 && width == s.dim;
+    std::vector<float> scores(static_cast<size_t>(kQueryBlock * columns));
+    std::vector<float> result(static_cast<size_t>(direct ? 0 : kQueryBlock * width));
+    std::vector<float> query(static_cast<size_t>(in.q.dtype == DType::kFloat32 ? 0 : kQueryBlock * s.dim));
+    for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
+      const int64_t count = std::min(kQueryBlock, s.queries - first);
+      const Rows q = rows_of(in.q, b, h, first, count, s.dim, query);
+      kernel.product({q.data, q.stride, 1, keys.transposed.data(), columns, scores.data(), columns, count, columns,
+                      s.dim, false});
+      kernel.softmax_rows(scores.data(), count, keys.total, columns, in.scale,
+                          log_sum_exp + unit * s.queries + first);
+      float* target = direct ? reinterpret_cast<float*>(out.row(b, h, first)) : result.data();
+      const int64_t target_row = direct ? out.row_stride : width;
+      kernel.product({scores.data(), columns, 1, values.rows.data(), width, target, target_row, count, width,
+                      values.total, false});
+      if (!direct) store_rows(out, b, h, first, count, s.dim, target, target_row);
+    }
+  });
+}
+
+void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, const float* log_sum_exp,
+                            AttentionView grad_q, AttentionView grad_k, AttentionView grad_v,
+                            AttentionView grad_extra_k, AttentionView grad_extra_v) {
+  check_index(in);
+  const AttentionShape& s = in.shape;
+  const Kernels& kernel = kernels();
+  // One unit owns a row of k and v and adds up all queries that attend to it, in order: no race, and the same sum
+  // whatever the number of threads. The shared extra segment gets one part from every unit, added up at the end.
+  std::vector<std::vector<int64_t>> members(static_cast<size_t>(s.kv_batch));
+  for (int64_t b = 0; b < s.batch; ++b) members[static_cast<size_t>(in.kv_index ? in.kv_index[b] : b)].push_back(b);
+  const bool shared_extra = grad_extra_k && grad_extra_k.batch_stride == 0;
+  const int64_t padded_dim = round_up(s.dim, kernel.width), extra_size = s.extra_keys * padded_dim;
+  std::vector<float> parts(static_cast<size_t>(shared_extra ? 2 * s.kv_batch * s.heads * extra_size : 0), 0.0f);
+
+  parallel_for(s.kv_batch * s.heads, 3 * work(s), [&](int64_t unit) {
+    const int64_t kv = unit / s.heads, h = unit % s.heads;
+    Packed keys(s), values(s);
+    keys.load_main(in.k, s, kv, h);
+    values.load_main(in.v, s, kv, h);
+    const int64_t total = keys.total, columns = keys.padded_total;
+    std::vector<float> grad_keys(static_cast<size_t>(total * padded_dim), 0.0f), grad_values(grad_keys);
+    std::vector<float> probability(static_cast<size_t>(kQueryBlock * columns)), grad_scores(probability);
+    std::vector<float> query(static_cast<size_t>(kQueryBlock * padded_dim), 0.0f), grad(query), result(query);
+    for (const int64_t b : members[static_cast<size_t>(kv)]) {
+      keys.load_extra(in.extra_k, s, b, h);
+      values.load_extra(in.extra_v, s, b, h);
+      keys.make_transposed(s);
+      values.make_transposed(s);
+      for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
+        const int64_t count = std::min(kQueryBlock, s.queries - first);
+        load_rows(in.q, b, h, first, count, s.dim, query.data(), padded_dim);
+        load_rows(grad_out, b, h, first, count, s.dim, grad.data(), padded_dim);
+        kernel.product({query.data(), padded_dim, 1, keys.transposed.data(), columns, probability.data(), columns,
+                        count, columns, s.dim, false});
+        kernel.probability_rows(probability.data(), count, total, columns, in.scale,
+                                log_sum_exp + (b * s.heads + h) * s.queries + first);
+        kernel.product({grad.data(), padded_dim, 1, values.transposed.data(), columns, grad_scores.data(), columns,
+                        count, columns, s.dim, false});
+        kernel.softmax_grad_rows(probability.data(), grad_scores.data(), count, total, columns, in.scale);
+        kernel.product({grad_scores.data(), columns, 1, keys.rows.data(), padded_dim, result.data(), padded_dim,
+                        count, padded_dim, total, false});
+        store_rows(grad_q, b, h, first, count, s.dim, result.data(), padded_dim);
+        kernel.product({grad_scores.data(), 1, columns, query.data(), padded_dim, grad_keys.data(), padded_dim,
+                        total, padded_dim, count, true});
+        kernel.product({probability.data(), 1, columns, grad.data(), padded_dim, grad_values.data(), padded_dim,
+                        total, padded_dim, count, true});
+      }
+      float* extra[2] = {grad_keys.data() + s.keys * padded_dim, grad_values.data() + s.keys * padded_dim};
+      if (!grad_extra_k || shared_extra) continue;
+      store_rows(grad_extra_k, b, h, 0, s.extra_keys, s.dim, extra[0], padded_dim);
+      store_rows(grad_extra_v, b, h, 0, s.extra_keys, s.dim, extra[1], padded_dim);
+      for (float* part : extra) std::fill(part, part + extra_size, 0.0f);
+    }
+    store_rows(grad_k, kv, h, 0, s.keys, s.dim, grad_keys.data(), padded_dim);
+    store_rows(grad_v, kv, h, 0, s.keys, s.dim, grad_values.data(), padded_dim);
+    if (!shared_extra) return;
+    float* part = parts.data() + 2 * unit * extra_size;
+    std::copy_n(grad_keys.data() + s.keys * padded_dim, extra_size, part);
+    std::copy_n(grad_values.data() + s.keys * padded_dim, extra_size, part + extra_size);
+  });
+
+  if (!shared_extra) return;
+  std::vector<float> sum(static_cast<size_t>(2 * extra_size));
+  for (int64_t h = 0; h < s.heads; ++h) {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (int64_t kv = 0; kv < s.kv_batch; ++kv) {
+      const float* part = parts.data() + 2 * (kv * s.heads + h) * extra_size;
+      for (int64_t i = 0; i < 2 * extra_size; ++i) sum[static_cast<size_t>(i)] += part[i];
+    }
+    store_rows(grad_extra_k, 0, h, 0, s.extra_keys, s.dim, sum.data(), padded_dim);
+    store_rows(grad_extra_v, 0, h, 0, s.extra_keys, s.dim, sum.data() + extra_size, padded_dim);
+  }
+}
+
+}  // namespace cxrl

@@ -1,10 +1,7 @@
-"""The base model: text encoder and UNet trained together on latents, saved as a genuine
-StableDiffusionPipeline.
-"""
+"""The base model: a UNet trained on latents and reports, saved as a genuine StableDiffusionPipeline."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,64 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrl.pretraining.fit import FitOptions, fit
+from cxrl.pretraining.text_encoder import TEXT_WIDTH, tokenize
 
-MAX_TOKENS = 48
-TEXT_WIDTH = 128
 PROMPT_DROPOUT = 0.1
 """Share of training texts replaced by the empty prompt, so that classifier-free guidance works."""
-
-
-def build_tokenizer(texts: Sequence[str], folder: Path) -> Any:
-    """A byte-level CLIPTokenizer whose merges are learnt from ``texts``; its files are written to
-    ``folder``.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    model.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(" ", "removed"),
-            pre_tokenizers.Punctuation(),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, min_frequency=2, end_of_word_suffix="</w>", show_progress=False
-    )
-    model.train_from_iterator(sorted(set(texts)), trainer)
-    learnt = json.loads(model.to_str())["model"]["merges"]
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in learnt]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges)]
-    tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary, rules = folder / "vocab.json", folder / "merges.txt"
-    vocabulary.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
-    rules.write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n", encoding="utf-8")
-    tokenizer = CLIPTokenizer(str(vocabulary), str(rules), model_max_length=MAX_TOKENS)
-    tokenizer.save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-def build_text_encoder(tokenizer: Any) -> nn.Module:
-    """A small CLIPTextModel for ``tokenizer``."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=3 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 def build_unet(latent_channels: int, latent_size: int, channels: tuple[int, int] = (64, 96)) -> nn.Module:
@@ -143,35 +86,27 @@ def fit_base(
     scheduler: Any,
     options: FitOptions,
     batch_size: int,
-    train_text_encoder: bool,
     seed: int,
     work_dir: Path,
     data: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Trains ``unet`` (and ``text_encoder``) in place on scaled latents [N, C, h, w] and their reports.
+    """Trains ``unet`` in place on scaled latents [N, C, h, w] and their reports; the text encoder is frozen.
 
     ``data`` names what is trained on, see :func:`cxrl.pretraining.fit.fit`.
     """
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    text_encoder.requires_grad_(train_text_encoder)
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    encoded = tokenizer(
-        ["", *texts],
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
+    with torch.no_grad():
+        ids = tokenize(tokenizer, ["", *texts])
+        embeds = torch.cat([text_encoder(part)[0].half() for part in ids.split(256)])
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (batch_size,), generator=generator)
         dropped = torch.rand(batch_size, generator=generator) < PROMPT_DROPOUT
-        ids = encoded[torch.where(dropped, 0, index + 1)]
-        embeds = text_encoder(ids)[0]
-        return denoising_loss(unet, embeds, latents[index], scheduler, generator)
+        prompt = embeds[torch.where(dropped, 0, index + 1)].float()
+        return denoising_loss(unet, prompt, latents[index], scheduler, generator)
 
-    fit("base", both, loss_at, options, seed=seed, work_dir=work_dir, data=data, report=report)
+    fit("base", unet, loss_at, options, seed=seed, work_dir=work_dir, data=data, report=report)
 
 
 def save_pipeline(

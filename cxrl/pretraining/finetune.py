@@ -111,7 +111,6 @@ def finetune(
         scheduler=DDIMScheduler.from_config(base.scheduler_config),
         options=FitOptions(num_steps, learning_rate=learning_rate, ema_decay=0.99),
         batch_size=min(batch_size, len(rows)),
-        train_text_encoder=False,
         seed=seed,
         work_dir=work_dir,
         data=hashlib.sha256(table.read_bytes() + base.fingerprint().encode()).hexdigest(),

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from cxrl.data.phantom import Films, corpus
 from cxrl.metrics.judges import load_judges
 from cxrl.models.scorers import load_scorer, save_scorer
-from cxrl.pretraining import autoencoder, base, quality, scorers
+from cxrl.pretraining import autoencoder, base, quality, scorers, text_encoder
 from cxrl.pretraining.fit import FitOptions
 
 TASKS = ("diagnosis", "posture", "consistency")
@@ -38,7 +38,9 @@ class PhantomPlan:
     Attributes:
         seed: Of weights and batches; the corpora have their own.
         num_base_films, num_scorer_films, num_reference_films: Films rendered.
-        autoencoder_steps, decoder_steps, base_steps, scorer_steps: Optimizer steps.
+        autoencoder_steps, decoder_steps, text_encoder_steps, base_steps, scorer_steps: Optimizer
+            steps.
+        num_reports: Training reports of the text encoder.
         base_batch_size, base_learning_rate: Of the UNet and text encoder.
         num_quality_images: Images generated for the quality table.
     """
@@ -49,7 +51,9 @@ class PhantomPlan:
     num_reference_films: int = 2000
     autoencoder_steps: int = 1600
     decoder_steps: int = 2500
-    base_steps: int = 3200
+    num_reports: int = 4000
+    text_encoder_steps: int = 500
+    base_steps: int = 3600
     base_batch_size: int = 32
     base_learning_rate: float = 1e-3
     scorer_steps: int = 2200
@@ -62,6 +66,8 @@ SMOKE = PhantomPlan(
     num_reference_films=160,
     autoencoder_steps=3,
     decoder_steps=3,
+    num_reports=64,
+    text_encoder_steps=3,
     base_steps=3,
     base_batch_size=8,
     scorer_steps=3,
@@ -119,21 +125,29 @@ def make_base(
 ) -> None:
     """Text encoder and UNet on the films' latents; writes the pipeline folder in half precision."""
     latents = autoencoder.encode(vae, films.images) * vae.config.scaling_factor
-    tokenizer = base.build_tokenizer(films.texts, work_dir / "tokenizer")
+    tokenizer = text_encoder.build_tokenizer(films.texts, work_dir / "tokenizer")
     torch.manual_seed(plan.seed)
-    text_encoder = base.build_text_encoder(tokenizer)
+    encoder = text_encoder.build_text_encoder(tokenizer)
+    text_encoder.fit_text_encoder(
+        encoder,
+        tokenizer,
+        num_reports=plan.num_reports,
+        num_steps=plan.text_encoder_steps,
+        seed=plan.seed,
+        work_dir=work_dir,
+        report=report,
+    )
     unet = base.build_unet(latents.shape[1], latents.shape[-1])
     scheduler = base.build_scheduler()
     base.fit_base(
         latents,
         films.texts,
         tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        text_encoder=encoder,
         unet=unet,
         scheduler=scheduler,
         options=FitOptions(plan.base_steps, learning_rate=plan.base_learning_rate, ema_decay=0.998),
         batch_size=plan.base_batch_size,
-        train_text_encoder=True,
         seed=plan.seed,
         work_dir=work_dir,
         report=report,
@@ -141,7 +155,7 @@ def make_base(
     base.save_pipeline(
         folder,
         vae=vae,
-        text_encoder=text_encoder,
+        text_encoder=encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,

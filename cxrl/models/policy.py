@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cxrl.config import PolicyConfig
 from cxrl.errors import CxrlError
 from cxrl.models.ace import append_ace, init_ace
+from cxrl.models.attention import PolicyAttention
 from cxrl.models.base import BaseModel, load_base
 from cxrl.models.files import check_weights, read_json, read_tensors
 
@@ -48,6 +49,7 @@ class Policy:
     def __init__(self, base: BaseModel, config: PolicyConfig, *, seed: int = 0) -> None:
         self.base, self.config = base, config
         self.fingerprint = base.fingerprint()
+        base.unet.set_attn_processor(PolicyAttention())
         self._adapters: list[Any] = []
         self._anchor_unet: nn.Module | None = None
         self.trainable: dict[str, nn.Parameter] = {}
@@ -100,6 +102,7 @@ class Policy:
         prompt_embeds: Tensor,
         negative_embeds: Tensor | None = None,
         *,
+        prompt_of: Tensor | None = None,
         anchor: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """The network's output with and without the prompt, in one forward pass.
@@ -107,25 +110,30 @@ class Policy:
         Args:
             x_t: float32 [B, C, h, w].
             timesteps: int64 [B]; rows may be at different steps.
-            prompt_embeds: [B, L, D].
-            negative_embeds: [L, D] or [B, L, D] of the unconditional branch; None is no guidance.
+            prompt_embeds: [B, L, D], or [P, L, D] of distinct prompts with ``prompt_of``.
+            negative_embeds: [L, D] of the unconditional branch; None is no guidance.
+            prompt_of: int64 [B], the prompt of every row; keys and values are then computed once per prompt.
             anchor: Adapters off and no ACE.
 
         Returns:
             (conditional, unconditional or None), each [B, C, h, w] in the network's dtype.
         """
         embeds = prompt_embeds
+        if prompt_of is None:
+            prompt_of = torch.arange(len(x_t), device=x_t.device)
         if negative_embeds is not None:
             x_t, timesteps = torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps])
-            embeds = torch.cat([embeds, negative_embeds.expand_as(embeds)])
+            embeds = torch.cat([embeds, negative_embeds[None]])
+            prompt_of = torch.cat([prompt_of, torch.full_like(prompt_of, len(prompt_embeds))])
         embeds = embeds if anchor else append_ace(embeds, self.ace)
+        settings = {"cross_attention_kwargs": {"kv_index": prompt_of}, "return_dict": False}
         with self._as_anchor() if anchor else contextlib.nullcontext(self.base.unet) as unet:
             if self.config.train == "full" and not anchor:
                 enabled = self.base.dtype != torch.float32
                 with torch.autocast(self.device.type, self.base.dtype, enabled=enabled):
-                    output = unet(x_t, timesteps, embeds, return_dict=False)[0]
+                    output = unet(x_t, timesteps, embeds, **settings)[0]
             else:
-                output = unet(x_t.to(self.base.dtype), timesteps, embeds, return_dict=False)[0]
+                output = unet(x_t.to(self.base.dtype), timesteps, embeds, **settings)[0]
         if negative_embeds is None:
             return output, None
         conditional, unconditional = output.chunk(2)

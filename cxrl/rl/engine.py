@@ -9,11 +9,13 @@ advantage cannot hang the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from cxrl.errors import CxrlError, unknown_name
 
 
 class Engine:
@@ -24,10 +26,11 @@ class Engine:
         is_main: Whether this process writes files.
     """
 
-    def __init__(self, run_dir: Path, trackers: Iterable[str] = ()) -> None:
+    def __init__(self, run_dir: Path, trackers: Sequence[str] = ()) -> None:
         from accelerate import Accelerator
         from accelerate.utils import ProjectConfiguration
 
+        _check_trackers(trackers)
         project = ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs"))
         # model.dtype is the one knob of precision: accelerate's own stays off.
         self.accelerator = Accelerator(
@@ -87,3 +90,17 @@ class Engine:
 
     def finish(self) -> None:
         self.accelerator.end_training()
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that do not exist or whose package is missing; accelerate would leave them out."""
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = [str(kind.value) for kind in LoggerType if kind.value != "all"]
+    available = {str(kind.value) for kind in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise unknown_name("run.trackers", name, known)
+        if name not in available:
+            raise CxrlError(f"run.trackers: {name} is not installed; pip install it, or use none")

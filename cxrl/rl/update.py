@@ -245,21 +245,29 @@ class _Pass:
         size = min(self.config.micro_batch_size, -(-len(rows) // self.config.gradient_accumulation))
         return rows.split(max(size, 1)) if len(rows) else ()
 
-    def _inputs(self, sample: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _predict(
+        self, sample: Tensor, step: Tensor, x_t: Tensor, *, anchor: bool
+    ) -> tuple[Tensor, Tensor | None]:
         schedule = self.rollout.schedule
-        index = schedule.policy_steps[step]
-        x_t, timesteps = self.rollout.latents[sample, index], schedule.timesteps[index]
-        return x_t, timesteps, self.embeds[self.group[sample]], self.sampler.negative_embeds
+        return self.policy.predict(
+            x_t,
+            schedule.timesteps[schedule.policy_steps[step]],
+            self.embeds,
+            self.sampler.negative_embeds,
+            prompt_of=self.group[sample],
+            anchor=anchor,
+        )
 
     def _score(self, sample: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None], Tensor]:
         """Log-probability [B] of the stored steps under the policy, its output, and the table rows."""
         index = self.rollout.schedule.policy_steps[step]
-        inputs = self._inputs(sample, step)
-        output = self.policy.predict(*inputs)
+        x_t = self.rollout.latents[sample, index]
+        output = self._predict(sample, step, x_t, anchor=False)
         x_prev, table_rows = self.rollout.latents[sample, index + 1], self.rollout.schedule.rows[index]
-        log_prob = trajectory_log_prob(*output, self.sampler.guidance, inputs[0], x_prev, table_rows)
+        log_prob = trajectory_log_prob(*output, self.sampler.guidance, x_t, x_prev, table_rows)
         return log_prob, output, table_rows
 
     @torch.no_grad()
     def _anchor(self, sample: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.policy.predict(*self._inputs(sample, step), anchor=True)
+        x_t = self.rollout.latents[sample, self.rollout.schedule.policy_steps[step]]
+        return self._predict(sample, step, x_t, anchor=True)

@@ -133,11 +133,18 @@ class ToyPolicy:
         )
 
     def predict(
-        self, x_t: Tensor, timesteps: Tensor, embeds: Tensor, negative: Tensor | None, *, anchor: bool = False
+        self,
+        x_t: Tensor,
+        timesteps: Tensor,
+        embeds: Tensor,
+        negative: Tensor | None,
+        *,
+        prompt_of: Tensor,
+        anchor: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if anchor:
             return torch.zeros_like(x_t) + self.anchor_theta, None
-        tokens = append_ace(embeds, self.ace)
+        tokens = append_ace(embeds[prompt_of], self.ace)
         value = self.theta + tokens[:, 3:].flatten(1).mean(1) if self.ace is not None else self.theta
         return torch.zeros_like(x_t) + value.view(-1, 1, 1, 1), None
 

@@ -24,7 +24,7 @@ def op_files(folder: str, pattern: str, prefix: str = "") -> set[str]:
         ("cxrl/ops", "[a-z]*.py", "", {"tune"}),
         ("csrc/cpu", "*.cpp", "", {"dispatch", "kernels"}),
         ("tests/ops", "test_*.py", "test_", {"dispatch", "tune"}),
-        ("benchmarks", "test_*.py", "test_", {"rollout", "train_step"}),
+        ("benchmarks", "test_*.py", "test_", {"phantom", "rollout", "train_step"}),
     ],
 )
 def test_one_file_for_each_op(folder: str, pattern: str, prefix: str, others: set[str]) -> None:

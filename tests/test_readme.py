@@ -1,0 +1,156 @@
+"""README and its neighbours tell the truth: its Python runs as it stands, its commands and names exist."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cxrl import evaluate, generate, pretrain, report
+from cxrl.cli import train_parser
+from cxrl.config import PolicyConfig
+from cxrl.models.base import PHANTOM, load_base
+from cxrl.models.policy import Policy
+from cxrl.rewards import base as registry
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def python_with(word: str) -> str:
+    (found,) = (code for code in blocks("python") if word in code)
+    return found
+
+
+def commands() -> list[list[str]]:
+    """Every ``python -m cxrl.X …`` of the text, as words; one within a paragraph may span two lines."""
+    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
+    lines += re.findall(r"`(python -m cxrl\.[^`]*)`", README)
+    return [shlex.split(line) for line in lines if line.startswith("python -m cxrl.")]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the base that ships where README has it."""
+    (tmp_path / "cxrl" / "assets" / "phantom").mkdir(parents=True)
+    (tmp_path / "cxrl" / "assets" / "phantom" / "pipeline").symlink_to(PHANTOM)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_adapter(folder: Path, *, size: float) -> None:
+    """An adapter of the base that ships, moved away from where it starts by ``size``."""
+    policy = Policy(load_base("phantom"), PolicyConfig(lora_rank=2, num_ace_tokens=3), seed=0)
+    rng = torch.Generator().manual_seed(1)
+    for name, p in policy.trainable.items():
+        policy.ema[name] = p.detach() + size * torch.randn(p.shape, generator=rng)
+    policy.save_adapter(folder)
+
+
+def test_lora_and_ace_run_in_plain_diffusers(elsewhere: Path) -> None:
+    drawn = []
+    code = python_with("load_lora_weights")
+    for size in (0.1, 0.1, 0.0):
+        save_adapter(Path("runs/phantom/adapter"), size=size)
+        torch.manual_seed(0)
+        names: dict[str, object] = {}
+        exec(compile(code, "README.md", "exec"), names)
+        assert isinstance(names["image"], Image.Image)
+        assert names["image"].size == (64, 64)
+        assert names["embeds"].shape[1] == load_base("phantom").max_tokens + 3  # type: ignore[attr-defined]
+        drawn.append(names["image"].tobytes())
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
+def test_ace_is_a_five_line_example() -> None:
+    code = python_with("load_lora_weights")
+    after = code[code.index("pipe.load_lora_weights") :].strip().splitlines()[1:]
+    assert len([line for line in after if line.strip()]) <= 5
+
+
+def test_the_reward_of_ten_lines_trains(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = python_with("register_reward")
+    start = code.index("@register_reward")
+    assert len([line for line in code[start:].splitlines() if line.strip()]) <= 10
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert (elsewhere / "runs" / "smoke" / "summary.json").is_file()
+    assert '"contrast"' in (elsewhere / "runs" / "smoke" / "metrics.jsonl").read_text()
+
+
+def test_every_command_has_the_options_that_readme_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = {"cxrl.train": train_parser().format_help()}
+    for module in (pretrain, generate, evaluate, report):
+        with pytest.raises(SystemExit):
+            module.main(["--help"])
+        helps[module.__name__] = capsys.readouterr().out
+    seen = set()
+    for _, _, name, *words in commands():
+        seen.add(name)
+        for word in words:
+            if word.startswith("--"):
+                assert re.search(rf"{word}\b", helps[name]), (name, word)
+    assert seen >= helps.keys()
+
+
+def test_inline_options_exist() -> None:
+    known = train_parser().format_help()
+    for option in re.findall(r"`(--[a-z.-]+(?:_[a-z]+)*)", README):
+        if option not in ("--debug", "--help"):
+            assert option.replace("_", "-") in known, option
+
+
+def test_every_file_that_is_named_exists() -> None:
+    paths = re.findall(r"`((?:cxrl|tests|csrc|benchmarks|kernels)/[\w./-]+)`", README + CONTRIBUTING)
+    paths += re.findall(r"\]\((?!http)([\w./-]+)\)", README + CONTRIBUTING)
+    assert len(paths) > 15
+    for path in paths:
+        if "NAME" not in path:
+            assert (ROOT / path).exists(), path
+
+
+def test_every_name_of_the_code_exists() -> None:
+    names = re.findall(r"`(cxrl(?:\.\w+)+)`", README + CONTRIBUTING)
+    assert "cxrl.rl.trainer.Trainer" in names
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+def test_every_environment_variable_is_listed() -> None:
+    files = [*ROOT.glob("cxrl/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "setup.py"]
+    files += [*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.h")]
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    read = set(re.findall(r"(?:environ(?:\.get\(|\[)|getenv\()\s*[\"'](\w+)[\"']", source))
+    read |= set(re.findall(r"^ENVIRONMENT_VARIABLE = \"(\w+)\"", source, re.M))
+    read -= {"RANK"}  # accelerate's, set by its launcher
+    assert read >= {"CXRL_BACKEND", "CXRL_SKIP_EXTENSION"}
+    assert {name for name in read if f"`{name}" not in README} == set()
+
+
+def test_it_fits_and_says_what_it_must() -> None:
+    assert len(README.splitlines()) <= 200
+    assert "Not for diagnosis" in README
+    assert (ROOT / "LICENSE").read_text().count("Apache License") >= 1
+
+
+def test_continuous_integration_runs_what_readme_says() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    install, tests = (block.splitlines() for block in blocks("sh")[:2])
+    assert install[0] in lines
+    assert set(tests) <= set(lines)
+    assert any(line.startswith("python -m cxrl.train --preset smoke") for line in lines)
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", str(script)], check=True)

@@ -28,9 +28,12 @@ class Judges:
 
     findings: tuple[str, ...] = FINDINGS
 
-    def __init__(self, posture: Scorer, diagnosis: Scorer, consistency: Scorer, reference: Tensor) -> None:
+    def __init__(
+        self, posture: Scorer, diagnosis: Scorer, consistency: Scorer, reference: Tensor, scale: Tensor
+    ) -> None:
         self._posture, self._diagnosis, self._consistency = posture, diagnosis, consistency
         self.reference = reference
+        self._scale = scale
 
     @torch.no_grad()
     def posture(self, images: Tensor) -> Tensor:
@@ -56,9 +59,10 @@ class Judges:
     def features(self, images: Tensor) -> Tensor:
         """[N, 128]: the last hidden layers of the classifier and of the posture regressor, side by side.
 
-        Together they see what is shown and how it is placed; one alone is blind to the other's half.
+        Together they see what is shown and how it is placed; one alone is blind to the other's half. Each half
+        is in units of its root-mean-square spread on the clean films, so that neither drowns the other.
         """
-        return torch.cat([self._diagnosis.features(images), self._posture.features(images)], dim=1)
+        return torch.cat([self._diagnosis.features(images), self._posture.features(images)], 1) / self._scale
 
 
 def load_judges(path: str = "phantom", device: torch.device | str = "cpu") -> Judges:
@@ -74,9 +78,10 @@ def load_judges(path: str = "phantom", device: torch.device | str = "cpu") -> Ju
     )
     reference = folder / "reference.safetensors"
     try:
-        features = load_file(reference)["features"].float()
+        tensors = load_file(reference)
+        features, scale = tensors["features"].float(), tensors["scale"]
     except (SafetensorError, OSError, KeyError) as error:
         raise CxrlError(
             f"{reference} cannot be read ({error}); `python -m cxrl.pretrain --preset phantom` makes it"
         ) from None
-    return Judges(*tasks, features.to(device))
+    return Judges(*tasks, features.to(device), scale.to(device))

@@ -50,10 +50,10 @@ class PhantomPlan:
     num_scorer_films: int = 10000
     num_reference_films: int = 2000
     autoencoder_steps: int = 1600
-    decoder_steps: int = 2500
+    decoder_steps: int = 1500
     num_reports: int = 4000
     text_encoder_steps: int = 500
-    base_steps: int = 3600
+    base_steps: int = 5000
     base_batch_size: int = 32
     base_learning_rate: float = 1e-3
     scorer_steps: int = 2200
@@ -193,5 +193,8 @@ def save_reference(plan: PhantomPlan, folder: Path) -> None:
             torch.cat([part.features(chunk.float() / 255.0) for part in parts], dim=1)
             for chunk in films.images.split(256)
         ]
-    save_file({"features": torch.cat(rows).half()}, folder / "reference.safetensors")
+    features = torch.cat(rows)
+    halves = features.unflatten(1, (2, -1))
+    scale = halves.var(0).mean(1).sqrt().repeat_interleave(halves.shape[2])
+    save_file({"features": (features / scale).half(), "scale": scale}, folder / "reference.safetensors")
     load_judges(str(folder))

@@ -19,6 +19,7 @@ from cxrl.errors import CxrlError
 
 PHANTOM = Path(__file__).parents[1] / "assets" / "phantom" / "pipeline"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MIN_VOCABULARY = 256
 _MAX_TOKENS = 100_000  # tokenizers without a limit say 1e30
 
 
@@ -177,6 +178,8 @@ def load_base(
     tokenizer = _load(
         folder, "tokenizer", lambda: tokenizer_type.from_pretrained(folder, subfolder="tokenizer")
     )
+    if len(tokenizer) < _MIN_VOCABULARY:  # transformers makes an empty one where the files are missing
+        raise CxrlError(f"model.path: cannot load tokenizer of {folder}: it has {len(tokenizer)} tokens")
     scheduler = _load(folder, "scheduler", lambda: _scheduler_config(folder))
     for network in (unet, vae, text_encoder):
         network.requires_grad_(False).eval().to(device)

@@ -31,7 +31,8 @@ def check_weights(expected: Any, weights: dict[str, Tensor], source: str) -> Non
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file on the CPU. Raises CxrlError naming the file."""
     try:
-        return load_file(path)
+        # Copies: tensors in a mapped file lie at odd addresses, where matrix products may give other bits.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CxrlError(f"cannot read {path}: {reason}; it is missing, truncated or damaged") from error

@@ -28,17 +28,25 @@ void store_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first, 
     kernels().store(src + n * src_row, dim, view.row(b, h, first + n), view.dtype, 1);
 }
 
-// Rows as the products want them: the tensor's own memory where it is float32, else a converted copy.
+// Rows as the products want them, `stride` apart and padded to whole vectors: the tensor's own memory where it is
+// that already, else a converted copy.
 struct Rows {
-  const float* data;
+  float* data;
   int64_t stride;
 };
+bool usable(const AttentionView& view, int64_t dim) {
+  return view.dtype == DType::kFloat32 && dim % kernels().width == 0;
+}
+Rows own_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first) {
+  return {reinterpret_cast<float*>(view.row(b, h, first)), view.row_stride};
+}
 Rows rows_of(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim,
              std::vector<float>& buffer) {
-  if (view.dtype == DType::kFloat32)
-    return {reinterpret_cast<const float*>(view.row(b, h, first)), view.row_stride};
-  load_rows(view, b, h, first, count, dim, buffer.data(), dim);
-  return {buffer.data(), dim};
+  if (usable(view, dim)) return own_rows(view, b, h, first);
+  const int64_t padded = round_up(dim, kernels().width);
+  buffer.resize(static_cast<size_t>(kQueryBlock * padded), 0.0f);
+  load_rows(view, b, h, first, count, dim, buffer.data(), padded);
+  return {buffer.data(), padded};
 }
 
 // Keys or values of one head, prompt and extra segment together: [total, padded_dim], zero padded.
@@ -93,10 +101,9 @@ void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_
     values.load_main(in.v, s, kv, h);
     values.load_extra(in.extra_v, s, b, h);
     const int64_t columns = keys.padded_total, width = values.padded_dim;
-    const bool direct = out.dtype == DType::kFloat32 && width == s.dim;
-    std::vector<float> scores(static_cast<size_t>(kQueryBlock * columns));
+    const bool direct = usable(out, s.dim);
+    std::vector<float> scores(static_cast<size_t>(kQueryBlock * columns)), query;
     std::vector<float> result(static_cast<size_t>(direct ? 0 : kQueryBlock * width));
-    std::vector<float> query(static_cast<size_t>(in.q.dtype == DType::kFloat32 ? 0 : kQueryBlock * s.dim));
     for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
       const int64_t count = std::min(kQueryBlock, s.queries - first);
       const Rows q = rows_of(in.q, b, h, first, count, s.dim, query);
@@ -104,11 +111,10 @@ void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_
                       s.dim, false});
       kernel.softmax_rows(scores.data(), count, keys.total, columns, in.scale,
                           log_sum_exp + unit * s.queries + first);
-      float* target = direct ? reinterpret_cast<float*>(out.row(b, h, first)) : result.data();
-      const int64_t target_row = direct ? out.row_stride : width;
-      kernel.product({scores.data(), columns, 1, values.rows.data(), width, target, target_row, count, width,
+      const Rows o = direct ? own_rows(out, b, h, first) : Rows{result.data(), width};
+      kernel.product({scores.data(), columns, 1, values.rows.data(), width, o.data, o.stride, count, width,
                       values.total, false});
-      if (!direct) store_rows(out, b, h, first, count, s.dim, target, target_row);
+      if (!direct) store_rows(out, b, h, first, count, s.dim, o.data, o.stride);
     }
   });
 }
@@ -135,29 +141,35 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, c
     const int64_t total = keys.total, columns = keys.padded_total;
     std::vector<float> grad_keys(static_cast<size_t>(total * padded_dim), 0.0f), grad_values(grad_keys);
     std::vector<float> probability(static_cast<size_t>(kQueryBlock * columns)), grad_scores(probability);
-    std::vector<float> query(static_cast<size_t>(kQueryBlock * padded_dim), 0.0f), grad(query), result(query);
+    std::vector<float> query_buffer, grad_buffer, result(static_cast<size_t>(kQueryBlock * padded_dim));
+    const bool direct = usable(grad_q, s.dim);
+    bool packed = false;
     for (const int64_t b : members[static_cast<size_t>(kv)]) {
-      keys.load_extra(in.extra_k, s, b, h);
-      values.load_extra(in.extra_v, s, b, h);
-      keys.make_transposed(s);
-      values.make_transposed(s);
+      if (!packed || in.extra_k.batch_stride != 0) {
+        keys.load_extra(in.extra_k, s, b, h);
+        values.load_extra(in.extra_v, s, b, h);
+        keys.make_transposed(s);
+        values.make_transposed(s);
+        packed = true;
+      }
       for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
         const int64_t count = std::min(kQueryBlock, s.queries - first);
-        load_rows(in.q, b, h, first, count, s.dim, query.data(), padded_dim);
-        load_rows(grad_out, b, h, first, count, s.dim, grad.data(), padded_dim);
-        kernel.product({query.data(), padded_dim, 1, keys.transposed.data(), columns, probability.data(), columns,
+        const Rows query = rows_of(in.q, b, h, first, count, s.dim, query_buffer);
+        const Rows grad = rows_of(grad_out, b, h, first, count, s.dim, grad_buffer);
+        const Rows to_query = direct ? own_rows(grad_q, b, h, first) : Rows{result.data(), padded_dim};
+        kernel.product({query.data, query.stride, 1, keys.transposed.data(), columns, probability.data(), columns,
                         count, columns, s.dim, false});
         kernel.probability_rows(probability.data(), count, total, columns, in.scale,
                                 log_sum_exp + (b * s.heads + h) * s.queries + first);
-        kernel.product({grad.data(), padded_dim, 1, values.transposed.data(), columns, grad_scores.data(), columns,
+        kernel.product({grad.data, grad.stride, 1, values.transposed.data(), columns, grad_scores.data(), columns,
                         count, columns, s.dim, false});
         kernel.softmax_grad_rows(probability.data(), grad_scores.data(), count, total, columns, in.scale);
-        kernel.product({grad_scores.data(), columns, 1, keys.rows.data(), padded_dim, result.data(), padded_dim,
-                        count, padded_dim, total, false});
-        store_rows(grad_q, b, h, first, count, s.dim, result.data(), padded_dim);
-        kernel.product({grad_scores.data(), 1, columns, query.data(), padded_dim, grad_keys.data(), padded_dim,
+        kernel.product({grad_scores.data(), columns, 1, keys.rows.data(), padded_dim, to_query.data,
+                        to_query.stride, count, padded_dim, total, false});
+        if (!direct) store_rows(grad_q, b, h, first, count, s.dim, to_query.data, to_query.stride);
+        kernel.product({grad_scores.data(), 1, columns, query.data, query.stride, grad_keys.data(), padded_dim,
                         total, padded_dim, count, true});
-        kernel.product({probability.data(), 1, columns, grad.data(), padded_dim, grad_values.data(), padded_dim,
+        kernel.product({probability.data(), 1, columns, grad.data, grad.stride, grad_values.data(), padded_dim,
                         total, padded_dim, count, true});
       }
       float* extra[2] = {grad_keys.data() + s.keys * padded_dim, grad_values.data() + s.keys * padded_dim};

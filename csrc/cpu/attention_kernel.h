@@ -2,6 +2,9 @@
 // kernels.cpp only.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -80,19 +83,25 @@ inline Vec keep_valid(Vec v, int64_t valid, float filler) {
 
 void softmax_rows(float* scores, int64_t rows, int64_t columns, int64_t row_stride, float scale,
                   float* log_sum_exp) {
+  const Vec factor = splat(scale);
+  const int64_t whole = columns / kWidth * kWidth;
   for (int64_t r = 0; r < rows; ++r) {
     float* s = scores + r * row_stride;
     Vec largest = splat(-3.0e38f);
-    for (int64_t j = 0; j < columns; j += kWidth) {
-      const Vec scaled = keep_valid(load(s + j) * splat(scale), columns - j, -3.0e38f);
-      store(s + j, scaled);
-      largest = max(largest, scaled);
-    }
+    for (int64_t j = 0; j < whole; j += kWidth) largest = max(largest, load(s + j) * factor);
+    if (whole < columns)
+      largest = max(largest, keep_valid(load(s + whole) * factor, columns - whole, -3.0e38f));
     const float top = maximum(largest);
+    const Vec offset = splat(-top);
     Vec total = {};
-    for (int64_t j = 0; j < columns; j += kWidth) {
-      const Vec e = keep_valid(exp(load(s + j) - splat(top)), columns - j, 0.0f);
+    for (int64_t j = 0; j < whole; j += kWidth) {
+      const Vec e = exp(fma(load(s + j), factor, offset));
       store(s + j, e);
+      total += e;
+    }
+    if (whole < columns) {
+      const Vec e = keep_valid(exp(fma(load(s + whole), factor, offset)), columns - whole, 0.0f);
+      store(s + whole, e);
       total += e;
     }
     const float denominator = sum(total);
@@ -126,13 +135,31 @@ void softmax_grad_rows(const float* probability, float* grad, int64_t rows, int6
   }
 }
 
+// The two halves of a and b interleaved: a0 b0 a1 b1 ... from the lower or the upper halves.
+template <int kFirst, size_t... kLane>
+inline Vec interleave(Vec a, Vec b, std::index_sequence<kLane...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (kFirst + static_cast<int>(kLane) / 2 + (kLane % 2 ? kWidth : 0))...);
+#else
+  return __builtin_shuffle(a, b, IVec{(kFirst + static_cast<int>(kLane) / 2 + (kLane % 2 ? kWidth : 0))...});
+#endif
+}
+
+// dst[j, i] = src[i, j]; src has rows of whole vectors.
 void transpose(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst, int64_t dst_row) {
+  using Lanes = std::make_index_sequence<kWidth>;
   for (int64_t i = 0; i < rows; i += kWidth) {
-    const int64_t count = rows - i < kWidth ? rows - i : kWidth;
-    for (int64_t j = 0; j < columns; ++j) {
-      float lanes[kWidth] = {};
-      for (int64_t r = 0; r < count; ++r) lanes[r] = src[(i + r) * src_row + j];
-      store(dst + j * dst_row + i, load(lanes));
+    for (int64_t j = 0; j < columns; j += kWidth) {
+      Vec block[kWidth], next[kWidth];
+      for (int r = 0; r < kWidth; ++r) block[r] = i + r < rows ? load(src + (i + r) * src_row + j) : Vec{};
+      for (int stage = 1; stage < kWidth; stage *= 2) {
+        for (int r = 0; r < kWidth / 2; ++r) {
+          next[2 * r] = interleave<0>(block[r], block[r + kWidth / 2], Lanes{});
+          next[2 * r + 1] = interleave<kWidth / 2>(block[r], block[r + kWidth / 2], Lanes{});
+        }
+        for (int r = 0; r < kWidth; ++r) block[r] = next[r];
+      }
+      for (int r = 0; r < kWidth && j + r < columns; ++r) store(dst + (j + r) * dst_row + i, block[r]);
     }
   }
 }

@@ -1,11 +1,9 @@
 // Compiled once for every instruction set, with CXRL_ISA naming it (see CMakeLists.txt).
 #include "kernels.h"
 
-#include <type_traits>
-
 #include "simd.h"
 
-// The order matters: the loops below are built from simd.h.
+// The loops, which are built from simd.h.
 #include "attention_kernel.h"
 #include "pairwise_comparison_kernel.h"
 #include "trajectory_log_prob_kernel.h"

@@ -73,7 +73,7 @@ struct Kernels {
                            const float* log_sum_exp);
   void (*softmax_grad_rows)(const float* probability, float* grad, int64_t rows, int64_t columns,
                             int64_t row_stride, float scale);
-  // dst[j, i] = src[i, j], rows padded with 0 to a whole vector.
+  // dst[j, i] = src[i, j], rows of dst padded with 0 to a whole vector; those of src must be whole vectors.
   void (*transpose)(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst, int64_t dst_row);
 };
 

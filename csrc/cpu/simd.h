@@ -38,7 +38,22 @@ inline Vec load_partial(const float* p, int64_t n) {
   return v;
 }
 inline void store_partial(float* p, Vec v, int64_t n) { std::memcpy(p, &v, static_cast<size_t>(n) * 4); }
-inline Vec splat(float x) { return Vec{} + x; }
+// Not Vec{} + x, which turns -0 into 0 and so costs an addition.
+inline Vec splat(float x) { return x - Vec{}; }
+
+#if defined(__AVX2__)
+// Between Vec and the intrinsics' type when they have the same width.
+inline __m256 to256(Vec v) {
+  __m256 r;
+  std::memcpy(&r, &v, sizeof r);
+  return r;
+}
+inline Vec from256(__m256 v) {
+  Vec r = {};
+  std::memcpy(&r, &v, sizeof v);
+  return r;
+}
+#endif
 
 // a * b + c, rounded once where the hardware can. Explicit, with contraction off, so that every kernel computes
 // the mean of a step with the same bits: a step that is scored again must give its log-probability back.
@@ -47,20 +62,9 @@ inline Vec fma(Vec a, Vec b, Vec c) {
   static_assert(kWidth == 16, "one AVX-512 register");
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-  if constexpr (kWidth == 8) {
-    __m256 r;
-    __m256 x, y, z;
-    std::memcpy(&x, &a, 32), std::memcpy(&y, &b, 32), std::memcpy(&z, &c, 32);
-    r = _mm256_fmadd_ps(x, y, z);
-    Vec v;
-    std::memcpy(&v, &r, 32);
-    return v;
-  } else {
-    return a * b + c;
-  }
-#else
-  return a * b + c;
+  if constexpr (kWidth == 8) return from256(_mm256_fmadd_ps(to256(a), to256(b), to256(c)));
 #endif
+  return a * b + c;
 }
 
 // The sum of all lanes, halves first: the same order on every call.
@@ -103,15 +107,29 @@ inline int count_true(IVec mask) {
 }
 
 inline Vec select(IVec mask, Vec a, Vec b) { return (Vec)(((IVec)a & mask) | ((IVec)b & ~mask)); }
-inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
-inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+// Both give b where either is nan, as the instructions do.
+inline Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  if constexpr (kWidth == 8) return from256(_mm256_min_ps(to256(a), to256(b)));
+#endif
+  return select(a < b, a, b);
+}
+inline Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  if constexpr (kWidth == 8) return from256(_mm256_max_ps(to256(a), to256(b)));
+#endif
+  return select(a > b, a, b);
+}
 
 // exp(x) by range reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (relative error < 2e-7, measured by
 // the tests through the sigmoid). Below -87.3 the result is the smallest normal number, above 88.3 the largest
 // power that fits; nan comes out as nan.
 inline Vec exp(Vec x) {
-  x = select(x < splat(-87.3f), splat(-87.3f), x);
-  x = select(x > splat(88.3f), splat(88.3f), x);
+  x = min(splat(88.3f), max(splat(-87.3f), x));
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   Vec shifted = fma(x, splat(1.44269504f), magic);
   Vec n = shifted - magic;

@@ -20,8 +20,18 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 TRAIN, STUDY = RESULTS / "phantom_train.json", RESULTS / "phantom_study.json"
 METRICS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
-VARIANTS: dict[str, list[str]] = {}
-"""Name → arguments over the default preset."""
+SHORT = ["--train.num-epochs", "12", "--train.eval-every", "0"]
+VARIANTS: dict[str, list[str]] = {
+    "default": [],
+    "difference, batch mean": ["--comparison.form", "difference", "--comparison.center", "batch"],
+    "direct (no comparison)": ["--comparison.form", "direct"],
+    "win": ["--comparison.form", "win"],
+    "without ACE": ["--policy.num-ace-tokens", "0"],
+    "KL to the anchor": ["--optim.kl-weight", "0.1"],
+    "smaller steps": ["--optim.lora-learning-rate", "2e-3", "--optim.ace-learning-rate", "7e-3"],
+    "one anchor image a sample": ["--comparison.anchor", "one_to_one"],
+}
+"""Name → arguments over the default preset and a shorter run."""
 
 
 def train(arguments: list[str], folder: Path) -> dict[str, Any]:
@@ -32,7 +42,9 @@ def train(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def relative(summary: dict[str, Any]) -> dict[str, float]:
-    """What the targets are stated in: misalignment, diversity and Fréchet distance relative to the anchor's."""
+    """What the targets are stated in: misalignment, diversity and Fréchet distance relative to the
+    anchor's.
+    """
     anchor, policy = summary["anchor"], summary["policy"]
     return {
         "misalignment": policy["posture"] / anchor["posture"] - 1,
@@ -65,7 +77,9 @@ def study_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
     parser.add_argument("--study", nargs="*", metavar="VARIANT", help="all variants, or the named ones")
     parser.add_argument("--table", action="store_true")
@@ -79,8 +93,9 @@ def main() -> None:
         if args.study is not None:
             rows = json.loads(STUDY.read_text()) if STUDY.exists() else []
             for name in args.study or VARIANTS:
-                summary = train([*VARIANTS[name], "--overwrite"], runs / name)
-                row = {"variant": name, "arguments": VARIANTS[name], "relative": relative(summary)}
+                arguments = [*SHORT, *VARIANTS[name]]
+                summary = train([*arguments, "--overwrite"], runs / name.replace(" ", "-"))
+                row = {"variant": name, "arguments": arguments, "relative": relative(summary)}
                 row |= {k: summary[k] for k in ("anchor", "policy", "seed", "wall_seconds")}
                 rows = [*(r for r in rows if r["variant"] != name), row]
                 STUDY.write_text(json.dumps(rows, indent=1) + "\n")

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import logging
 import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,14 +29,21 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "sdpa", "cpp", "triton", "cuda", "xformers")
 ENVIRONMENT_VARIABLE = "CXRL_BACKEND"
+TABLE_VERSION = 1
 
 _FILE_OF_OP = {"denoise_step": "trajectory_log_prob", "group_win_rate": "pairwise_comparison"}
 _COMPILED = {"cpp": "cxrl.ops._cpp", "cuda": "cxrl.ops._cuda", "triton": "cxrl_kernels.{file}"}
 _PLAIN = {"attention": ("reference", "sdpa", "xformers")}
-# What auto tries, in order; the last entry always works.
+# What auto tries, in order, unless cxrl.ops.tune has measured this device. The last entry always works.
 _AUTO = {
     "cpu": ("cpp", "reference"),
     "cuda": ("triton", "cuda", "reference"),
+}
+_AUTO_ATTENTION = {
+    ("cpu", "few"): ("cpp", "sdpa"),  # few keys: cross-attention
+    ("cpu", "many"): ("sdpa",),
+    ("cuda", "few"): ("triton", "sdpa"),
+    ("cuda", "many"): ("sdpa",),
 }
 _LOGGER = logging.getLogger("cxrl")
 _LIBRARY = torch.library.Library("cxrl", "FRAGMENT")
@@ -115,17 +125,36 @@ def requested_backend(op: str, backend: str | None) -> str:
 
 
 @torch.compiler.assume_constant_result
-def select(op: str, backend: str | None, device_type: str, needs: tuple[str, ...] = ()) -> str:
+def select(
+    op: str, backend: str | None, device_type: str, needs: tuple[str, ...] = (), case: str = ""
+) -> str:
     """The backend to use: what was asked for, or what ``auto`` picks.
+
+    Args:
+        op: Name of the op.
+        backend: The ``backend=`` of the call.
+        device_type: "cpu" or "cuda".
+        needs: Unusual things that the arguments ask for, such as "float64".
+        case: What the speed depends on (size class, dtype), as the op writes it; a key of the tuned table.
 
     Raises:
         ValueError: The backend that was asked for is unknown or cannot run; the message says why.
     """
-    return _select(op, requested_backend(op, backend), device_type, needs)
+    return _select(op, requested_backend(op, backend), device_type, needs, case)
+
+
+def candidates(op: str, device_type: str, case: str) -> tuple[str, ...]:
+    """What ``auto`` tries for a case, in order."""
+    if op == "attention":
+        default = _AUTO_ATTENTION.get((device_type, case.partition("/")[0]), ("sdpa",))
+    else:
+        default = _AUTO.get(device_type, ("reference",))
+    tuned = _tuned(device_type).get(op, {}).get(case)
+    return default if tuned is None else (tuned, *(d for d in default if d != tuned))
 
 
 @functools.lru_cache(maxsize=1024)
-def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...]) -> str:
+def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...], case: str) -> str:
     if wanted not in BACKENDS:
         raise ValueError(f"{op}: unknown backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
     if wanted != "auto":
@@ -133,20 +162,63 @@ def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...]) -> s
         if reason is not None:
             raise ValueError(f"{op}: backend {wanted!r} cannot run: {reason}")
         return wanted
-    reasons = []
-    for candidate in _AUTO.get(device_type, ("reference",)):
-        reason = unavailable_reason(op, candidate, device_type, needs)
+    chosen, reasons = "reference", []
+    for chosen in candidates(op, device_type, case):
+        reason = unavailable_reason(op, chosen, device_type, needs)
         if reason is None:
             break
-        reasons.append(f"{candidate}: {reason}")
-    if candidate == "reference" and reasons:
-        _LOGGER.warning("%s runs on its PyTorch reference (%s)", op, "; ".join(reasons))
-    return candidate
+        reasons.append(f"{chosen}: {reason}")
+    if reasons:
+        _announce(op, chosen, "; ".join(reasons))
+    return chosen
+
+
+@functools.cache
+def _announce(op: str, chosen: str, reasons: str) -> None:
+    _LOGGER.warning("%s runs on backend %r (%s)", op, chosen, reasons)
+
+
+def device_key(device_type: str) -> str:
+    """Name of the hardware that a tuned table belongs to."""
+    if device_type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+        name = f"{names[0] if names else platform.machine()} {torch.get_num_threads()} threads"
+    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
+
+
+def table_path(device_type: str) -> Path:
+    """Where :mod:`cxrl.ops.tune` keeps its table for this device."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "cxrl" / f"ops-{device_key(device_type)}.json"
+
+
+@functools.cache
+def _tuned(device_type: str) -> dict[str, dict[str, str]]:
+    """Fastest backend by op and case on this device; empty where it was not tuned."""
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return {}
+    path = table_path(device_type)
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text())
+        if table["version"] == TABLE_VERSION:
+            return table["choices"]
+        problem = f"version {table['version']}, expected {TABLE_VERSION}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = repr(error)
+    _LOGGER.warning("%s is ignored (%s); python -m cxrl.ops.tune writes it anew", path, problem)
+    return {}
 
 
 def forget_choices() -> None:
     """Look again at the environment and at what is available. For tests and :mod:`cxrl.ops.tune`."""
     _environment.cache_clear()
+    _tuned.cache_clear()
+    _announce.cache_clear()
     _select.cache_clear()
     provider.cache_clear()
 

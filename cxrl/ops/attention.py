@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cxrl.ops import _dispatch
 
+FEW_KEYS = 256
 ATTENTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -92,10 +93,18 @@ def attention(
     check_attention(q, k, v, extra_k, extra_v, kv_index)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     needs = ("float64",) if q.dtype == torch.float64 else ()
-    chosen = _dispatch.select("attention", backend, q.device.type, needs)
+    num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
+    case = attention_case(num_keys, q.shape[3], q.dtype)
+    chosen = _dispatch.select("attention", backend, q.device.type, needs, case)
     if chosen in _PLAIN:
         return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
     return _attention_op(q, k, v, extra_k, extra_v, kv_index, scale, chosen)[0]
+
+
+def attention_case(num_keys: int, dim: int, dtype: torch.dtype) -> str:
+    """What the speed depends on: few keys or many, the dtype and the head dimension up to a power of two."""
+    kind = "few" if num_keys <= FEW_KEYS else "many"
+    return f"{kind}/{str(dtype).removeprefix('torch.')}/{max(8, 1 << (dim - 1).bit_length())}"
 
 
 def attention_sdpa(

@@ -106,7 +106,7 @@ def pairwise_comparison(
     needs: tuple[str, ...] = ("float64",) if rewards.dtype == torch.float64 else ()
     if _dispatch.wants_grad(anchors, weights, min_std):
         needs += ("gradients of anchors, weights or min_std",)
-    chosen = _dispatch.select("pairwise_comparison", backend, rewards.device.type, needs)
+    chosen = _dispatch.select("pairwise_comparison", backend, rewards.device.type, needs, form)
     if chosen != "reference":
         if form == "win":
             rewards = rewards.detach()  # a share beaten has no gradient

@@ -30,8 +30,12 @@ CPU_BACKENDS = ("reference", *(f"cpp:{isa}" for isa in _instruction_sets()))
 
 
 @pytest.fixture(autouse=True)
-def _fresh_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh_choices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Neither the environment nor a tuned table of this machine decides what is tested."""
     monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "no-cache"))
     _dispatch.forget_choices()
     torch.manual_seed(1234)
     yield

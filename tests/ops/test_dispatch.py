@@ -71,7 +71,7 @@ def test_missing_extension_is_named(
         for _ in range(3):
             call()
     assert len(caplog.records) == 1  # auto falls back, and says so once
-    assert "trajectory_log_prob runs on its PyTorch reference (cpp: cxrl._C cannot be imported" in caplog.text
+    assert "trajectory_log_prob runs on backend 'reference' (cpp: cxrl._C cannot be imported" in caplog.text
 
 
 def test_every_op_runs_without_the_extension() -> None:

@@ -98,6 +98,11 @@ def _trunk(kind: str, width: int) -> nn.Sequential:
     raise CxrlError(f'unknown trunk {kind!r}: expected "resnet" or "convnext"')
 
 
+NUM_WORDS = 48
+"""Texts are padded to this length at least: the reader that runs backwards starts in the padding, so a text
+would else mean something else beside longer ones."""
+
+
 class TextTower(nn.Module):
     """Words -> embedding [N, E], a recurrent or a convolutional reader; unknown words are ignored."""
 
@@ -111,7 +116,7 @@ class TextTower(nn.Module):
 
     def forward(self, texts: list[str]) -> Tensor:
         rows = [[self.index[w] for w in words(text) if w in self.index] or [0] for text in texts]
-        longest = max(len(row) for row in rows)
+        longest = max(NUM_WORDS, *(len(row) for row in rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.head.weight.device)
         mask = (ids > 0).unsqueeze(-1)
         embedded = self.embed(ids)

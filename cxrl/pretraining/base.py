@@ -48,6 +48,7 @@ def build_scheduler() -> Any:
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # StableDiffusionPipeline warns of anything else; trailing steps do not use it
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",

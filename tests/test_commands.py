@@ -1,0 +1,347 @@
+"""The commands on a tiny model, from the first word of the command line to the last file."""
+
+import errno
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cxrl import evaluate, generate, report, train
+from cxrl.data.prompts import ReportPrompt
+from cxrl.models.scorers import Scorer, ScorerConfig, save_scorer
+from cxrl.rewards.base import _REGISTRY, register_reward
+
+TEXTS = ("no acute", "heart normal", "left effusion", "lung enlarged", "heart size", "is normal")
+KEYS = {"posture", "auroc", "consistency", "fid", "ms_ssim", "diversity"}
+
+
+def tiny_prompts(num, *, seed, split="train"):
+    """Short reports in the phantom's place: the tiny tokenizer reads 16 tokens."""
+    return [ReportPrompt(i, TEXTS[i % 6], tuple(float((i >> f) & 1) for f in range(7))) for i in range(num)]
+
+
+@pytest.fixture(scope="module")
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cxrl.data.phantom.phantom_prompts", tiny_prompts)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory):
+    """A folder of untrained rewards that also serves as judges."""
+    folder = tmp_path_factory.mktemp("scorers")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for task, outputs in (("posture", 5), ("diagnosis", 7), ("consistency", 8)):
+            config = ScorerConfig(task, "convnext", 4, 16, outputs, ("heart", "lung", "normal"))
+            save_scorer(Scorer(config), folder / f"{task}.safetensors")
+        save_file({"features": torch.randn(140, 128)}, folder / "reference.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def argv(tiny_pipeline, scorers, patched):
+    return (
+        f"--preset smoke --model.path {tiny_pipeline} --rewards.path {scorers} --eval.judges {scorers} "
+        "--train.early-stop-fid 0 --train.early-stop-diversity 0"
+    ).split()
+
+
+@pytest.fixture(scope="module")
+def finished(argv, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "smoke"
+    assert train.main([*argv, "--run-dir", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished run that may be spoilt."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def fails(capsys, main, argv, *words):
+    """One line on stderr that holds the words, no traceback, exit status 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    for word in words:
+        assert word in error, error
+
+
+def test_a_run_leaves_exactly_what_is_promised(finished, capsys):
+    assert {p.name for p in finished.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "adapter",
+        "samples",
+        "logs",
+    }
+    assert {p.name for p in (finished / "adapter").iterdir()} == {
+        "pytorch_lora_weights.safetensors",
+        "ace.safetensors",
+        "adapter.json",
+    }
+    assert all(p.name.startswith("step-") for p in (finished / "checkpoints").iterdir())
+    assert list((finished / "logs").rglob("events.out.tfevents.*"))
+    assert [json.loads(line)["epoch"] for line in (finished / "metrics.jsonl").read_text().splitlines()] == [
+        0,
+        1,
+    ]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"anchor", "policy", "seed", "wall_seconds", "num_images", "judges"} <= set(summary)
+    for side in ("anchor", "policy"):
+        assert set(summary[side]["ci"]) == KEYS < set(summary[side])
+    assert summary["num_images"] == 8
+    assert yaml.safe_load((finished / "config.yaml").read_text())["preset"] == "smoke"
+
+
+def test_samples_say_that_they_are_synthetic(finished):
+    grids = sorted((finished / "samples").glob("*.png"))
+    assert grids
+    for grid in grids:
+        with Image.open(grid) as image:
+            assert image.text["Synthetic"].startswith("Synthetic image")
+
+
+def test_the_last_line_is_a_table_of_anchor_and_policy(argv, tmp_path, capsys):
+    assert (
+        train.main(
+            [*argv, "--run-dir", str(tmp_path / "r"), "--train.num-epochs", "1", "--eval.bootstrap", "0"]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "epoch 1/1  eta 0:00  posture " in out
+    assert [line.split()[0] for line in out.splitlines()[-8:-2]] == [
+        "posture",
+        "auroc",
+        "consistency",
+        "fid",
+        "ms_ssim",
+        "diversity",
+    ]
+    assert "samples" in out.splitlines()[-1]
+
+
+def test_evaluate_repeats_the_summary(finished, tmp_path, capsys):
+    out = tmp_path / "new" / "summary.json"
+    assert evaluate.main(["--run", str(finished), "--out", str(out)]) == 0
+    first, second = json.loads((finished / "summary.json").read_text()), json.loads(out.read_text())
+    for part in ("anchor", "policy", "change"):
+        for key in KEYS:
+            assert second[part][key] == pytest.approx(first[part][key], rel=1e-4, abs=1e-6), (part, key)
+    assert capsys.readouterr().out.splitlines()[1].startswith("posture")
+    assert evaluate.main(["--run", str(finished), "--num-images", "4", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["num_images"] == 4
+
+
+def generated(finished, out, *more):
+    argv = ["--run", str(finished), "--prompt", "left effusion", "--out", str(out), *more]
+    assert generate.main(argv) == 0
+    pictures = {}
+    for path in sorted(out.iterdir()):
+        with Image.open(path) as image:
+            pictures[path.name] = (image.tobytes(), dict(image.text))
+    return pictures
+
+
+def test_generated_images_are_marked_and_depend_on_their_seed_alone(finished, tmp_path, capsys):
+    pictures = generated(finished, tmp_path / "a", "--num-images", "3", "--seed", "5")
+    assert list(pictures) == ["policy-000005.png", "policy-000006.png", "policy-000007.png"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a" / name) for name in pictures]
+    pixels, text = pictures["policy-000006.png"]
+    assert text["Synthetic"].endswith("Not a real patient. Not for diagnosis.")
+    assert (text["Prompt"], text["Seed"], text["Source"]) == ("left effusion", "6", "policy")
+    assert len({p for p, _ in pictures.values()}) == 3
+    alone = generated(finished, tmp_path / "b", "--num-images", "1", "--seed", "6")
+    difference = [abs(a - b) for a, b in zip(pixels, alone["policy-000006.png"][0], strict=True)]
+    assert max(difference) <= 1, "only rounding may depend on the batch"
+
+
+def test_the_anchor_is_another_model_from_the_same_latents(finished, tmp_path):
+    policy = generated(finished, tmp_path / "p", "--num-images", "2")
+    anchor = generated(finished, tmp_path / "a", "--num-images", "2", "--anchor")
+    assert list(anchor) == ["anchor-000000.png", "anchor-000001.png"]
+    assert anchor["anchor-000000.png"][1]["Source"] == "anchor"
+    assert policy["policy-000000.png"][0] != anchor["anchor-000000.png"][0]
+
+
+def test_report_is_one_page_with_everything(finished, tmp_path, capsys):
+    assert report.main(["--run", str(finished), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") >= 5
+    assert page.count("data:image/png;base64,") == len(list((finished / "samples").glob("*.png")))
+    assert "Not for diagnosis" in page
+    assert "images a side" in page
+    assert report.main(["--run", str(finished)]) == 0
+    assert (finished.parent / "smoke-report.html").is_file()
+
+
+def test_a_second_run_in_the_same_place_is_refused(argv, finished, capsys):
+    before = (finished / "summary.json").read_bytes()
+    fails(
+        capsys, train.main, [*argv, "--run-dir", finished], "already holds a run", "--resume", "--overwrite"
+    )
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_resume_goes_on_and_overwrite_starts_again(argv, copy, capsys):
+    assert train.main(["--run-dir", str(copy), "--resume", "--train.num-epochs", "3"]) == 0
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == 3
+    assert train.main([*argv, "--run-dir", str(copy), "--overwrite", "--train.num-epochs", "1"]) == 0
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == 1
+    fails(
+        capsys,
+        train.main,
+        ["--run-dir", copy, "--resume", "--policy.lora-rank", "3"],
+        "policy.lora_rank",
+        "3",
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(argv, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cxrl.rl.update.Updater.update", interrupt)
+    assert train.main([*argv, "--run-dir", str(tmp_path / "r")]) == 130
+    error = capsys.readouterr().err
+    assert error == f"interrupted; go on with: python -m cxrl.train --run-dir {tmp_path / 'r'} --resume\n"
+
+
+# Bad input: one clear line, a non-zero exit, nothing lost.
+
+
+def test_a_run_directory_that_cannot_be_written(argv, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    fails(
+        capsys, train.main, [*argv, "--run-dir", tmp_path / "file" / "run"], "cannot be written", "--run-dir"
+    )
+
+
+def test_what_is_no_run(tmp_path, capsys):
+    rest = ["--run", tmp_path, "--out", tmp_path / "o"]
+    fails(capsys, generate.main, [*rest, "--prompt", "lung"], f"{tmp_path} is not a run of cxrl.train")
+    fails(capsys, evaluate.main, rest, "is not a run of cxrl.train")
+    fails(capsys, report.main, rest, "is not a run of cxrl.train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_longer_than_the_tokenizer(finished, tmp_path, capsys):
+    long = "left effusion " * 40
+    out = ["--run", finished, "--out", tmp_path / "o"]
+    fails(capsys, generate.main, [*out, "--prompt", long], "prompt of 202 tokens", "reads 16", "shorten it")
+    fails(capsys, generate.main, [*out, "--prompt", "  "], "prompt is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_prompts_that_are_too_long_or_missing(argv, tmp_path, capsys, monkeypatch):
+    def give(texts):
+        prompts = [ReportPrompt(i, text, (0.0,) * 7) for i, text in enumerate(texts)]
+        monkeypatch.setattr("cxrl.data.phantom.phantom_prompts", lambda num, *, seed, split: prompts)
+
+    run = [*argv, "--run-dir", tmp_path / "r", "--overwrite"]
+    give(["lung", "left effusion " * 40])
+    fails(capsys, train.main, [*run, "--data.on-long-prompt", "error"], "prompt 1 has 202 tokens", "reads 16")
+    give(["left effusion " * 40])
+    fails(capsys, train.main, run, "all 1 prompts are longer than the 16 tokens")
+    give([])
+    fails(capsys, train.main, run, "prompt list is empty")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "optimizer.safetensors"])
+def test_a_truncated_checkpoint_is_named_and_kept(copy, capsys, name):
+    last = max((copy / "checkpoints").iterdir())
+    content = (last / name).read_bytes()
+    (last / name).write_bytes(content[: len(content) // 2])
+    kept = sorted(p.name for p in (copy / "checkpoints").iterdir())
+    fails(capsys, train.main, ["--run-dir", copy, "--resume", "--train.num-epochs", "3"], str(last / name))
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == kept
+    assert (copy / "summary.json").is_file()
+
+
+def test_a_truncated_adapter_is_named(copy, tmp_path, capsys):
+    path = copy / "adapter" / "ace.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    fails(capsys, evaluate.main, ["--run", copy, "--out", tmp_path / "s.json"], str(path))
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_truncated_and_missing_assets_are_named(argv, scorers, tmp_path, capsys):
+    run = [*argv, "--run-dir", tmp_path / "r", "--overwrite"]
+    spoilt = shutil.copytree(scorers, tmp_path / "spoilt")
+    path = spoilt / "diagnosis.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    fails(capsys, train.main, [*run, "--rewards.path", spoilt], f"{path} cannot be read")
+    (spoilt / "reference.safetensors").unlink()
+    path.write_bytes((scorers / "diagnosis.safetensors").read_bytes())
+    fails(capsys, train.main, [*run, "--eval.judges", spoilt], str(spoilt / "reference.safetensors"))
+    fails(capsys, train.main, [*run, "--rewards.path", tmp_path / "none"], f"{tmp_path / 'none'}")
+    fails(capsys, train.main, [*run, "--model.path", tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}")
+    fails(
+        capsys,
+        train.main,
+        [*run, "--rewards.names", "postur", "--rewards.weights", "1"],
+        "'postur'",
+        "posture",
+    )
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(argv, tmp_path, capsys, monkeypatch):
+    from cxrl.rl import checkpoint
+
+    saved = []
+
+    def full_at_the_second(tensors, path, **rest):
+        saved.append(path)
+        if "step-000004" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path, **rest)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_at_the_second)
+    fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "r"], "No space left on device", "step-000002")
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-000002"]
+    load_file(tmp_path / "r" / "checkpoints" / "step-000002" / "weights.safetensors")
+    monkeypatch.undo()
+    monkeypatch.setattr("cxrl.data.phantom.phantom_prompts", tiny_prompts)
+    assert train.main(["--run-dir", str(tmp_path / "r"), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (lambda images: images.mean((1, 2, 3))[1:], ("reward 'broken' returned (7,)", "(8,)")),
+        (
+            lambda images: images.mean((1, 2, 3)).index_fill(0, torch.tensor(3), float("nan")),
+            ("nan", "sample 3"),
+        ),
+        (lambda images: 1.0, ("reward 'broken' returned float",)),
+    ],
+)
+def test_a_broken_reward_is_named_with_its_sample(argv, tmp_path, capsys, score, words):
+    @register_reward("broken")
+    class Broken:
+        name = "broken"
+
+        def __init__(self, path, device):
+            pass
+
+        def score(self, images, batch):
+            return score(images)
+
+    try:
+        names = ["--rewards.names", "posture,broken", "--rewards.weights", "1,1"]
+        fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "r", *names], "broken", *words)
+    finally:
+        del _REGISTRY["broken"]

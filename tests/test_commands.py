@@ -41,7 +41,8 @@ def scorers(tmp_path_factory):
         for task, outputs in (("posture", 5), ("diagnosis", 7), ("consistency", 8)):
             config = ScorerConfig(task, "convnext", 4, 16, outputs, ("heart", "lung", "normal"))
             save_scorer(Scorer(config), folder / f"{task}.safetensors")
-        save_file({"features": torch.randn(140, 128)}, folder / "reference.safetensors")
+        reference = {"features": torch.randn(140, 128), "scale": torch.ones(128)}
+        save_file(reference, folder / "reference.safetensors")
     return folder
 
 

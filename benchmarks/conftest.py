@@ -1,0 +1,116 @@
+"""Comparison of callables interleaved in one process, a table at the end, and JSON.
+
+Timings on shared cores drift, so every round calls each callable once, in turn, and only ratios of medians
+are reported. A round during which a fixed calibration workload ran more than half slower than its median is
+dropped for all.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+_ROWS: list[dict[str, Any]] = []
+MIN_SECONDS = 0.8
+MAX_ROUNDS = 400
+
+Compare = Callable[..., dict[str, float]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--results",
+        default=".benchmarks/ops.json",
+        help="JSON of the table; default .benchmarks/ops.json",
+    )
+
+
+def _calibrate() -> float:
+    start = time.perf_counter()
+    sum(range(4000))
+    return time.perf_counter() - start
+
+
+def interleave(functions: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of every callable, round by round."""
+    for function in functions.values():
+        for _ in range(3):
+            function()
+    rounds: list[tuple[float, dict[str, float]]] = []
+    began = time.perf_counter()
+    while len(rounds) < MAX_ROUNDS and (time.perf_counter() - began < MIN_SECONDS or len(rounds) < 5):
+        calibration, times = _calibrate(), {}
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name] = time.perf_counter() - start
+        rounds.append((max(calibration, _calibrate()), times))
+    usual = statistics.median(c for c, _ in rounds)
+    kept = [times for c, times in rounds if c <= 1.5 * usual]
+    return {name: [times[name] for times in kept] for name in functions}
+
+
+@pytest.fixture
+def compare(benchmark: BenchmarkFixture) -> Compare:
+    """``compare(op, shape, {"cpp": f, "eager": g, …}, num_bytes=…, flops=…)``: the first is ours.
+
+    Returns the median seconds of every callable; the row goes to the table and to ``extra_info``.
+    """
+
+    def run(
+        op: str, shape: str, functions: Mapping[str, Callable[[], object]], *, num_bytes: int, flops: int
+    ) -> dict[str, float]:
+        times = interleave(functions)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        ours = next(iter(functions))
+        low, _, high = statistics.quantiles(times[ours], n=4)
+        row = {
+            "op": op,
+            "shape": shape,
+            "dtype": "float32",
+            "device": "cpu",
+            "backend": ours,
+            "bytes": num_bytes,
+            "flops": flops,
+            "rounds": len(times[ours]),
+            "median_us": {name: round(value * 1e6, 2) for name, value in medians.items()},
+            "quartiles_us": [round(low * 1e6, 2), round(high * 1e6, 2)],
+            "ratio": {n: round(v / medians[ours], 2) for n, v in medians.items() if n != ours},
+        }
+        _ROWS.append(row)
+        benchmark.extra_info.update(row)
+        benchmark.pedantic(functions[ours], rounds=10, iterations=1)
+        return medians
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not _ROWS:
+        return
+    terminalreporter.section("how many times slower the others are (medians, interleaved)")
+    for row in _ROWS:
+        ratios = "  ".join(f"{name} {value:.2f}x" for name, value in row["ratio"].items())
+        ours = row["median_us"][row["backend"]]
+        terminalreporter.write_line(
+            f"{row['op']:34} {row['shape']:26} {row['backend']} {ours:9.1f} us  {ratios}"
+        )
+    path = Path(config.getoption("--results"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    path.write_text(json.dumps({"machine": machine, "rows": _ROWS}, indent=1) + "\n")
+    terminalreporter.write_line(f"{path}: {len(_ROWS)} rows")

@@ -59,8 +59,8 @@ class Judges:
     def features(self, images: Tensor) -> Tensor:
         """[N, 128]: the last hidden layers of the classifier and of the posture regressor, side by side.
 
-        Together they see what is shown and how it is placed; one alone is blind to the other's half. Each half
-        is in units of its root-mean-square spread on the clean films, so that neither drowns the other.
+        Together they see what is shown and how it is placed; one alone is blind to the other's half. Each
+        half is in units of its root-mean-square spread on the clean films, so that neither drowns the other.
         """
         return torch.cat([self._diagnosis.features(images), self._posture.features(images)], 1) / self._scale
 

@@ -1,1 +1,1 @@
-"""Triton kernels of :mod:`cxrl.ops`, one file per op. Importing this package imports no kernel and no Triton."""
+"""Triton kernels of :mod:`cxrl.ops`, one file per op. Importing it imports no Triton."""

@@ -1,4 +1,4 @@
-"""A run that is killed at any instant resumes from its last checkpoint bit-identically."""
+"""A killed run resumes from its last checkpoint bit-identically; two processes take one process's steps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from cxrl.models.policy import LORA_FILE
 
 HERE = Path(__file__).parent
 TIMES = {"seconds", "wall_seconds", "eta_seconds"}
@@ -33,7 +37,7 @@ def outcome(run: Path) -> dict[str, Any]:
 def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """Folder with a run by moment of death, each resumed to its end, and the signals that ended them."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(HERE / "kill_child.py"), str(HERE / "conftest.py"), str(tiny_pipeline)]
+    command = [sys.executable, str(HERE / "forked_runs.py"), str(HERE / "conftest.py"), str(tiny_pipeline)]
     # One thread: sums in another order are other bits.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -65,6 +69,22 @@ def test_killed_and_resumed_is_never_killed(runs: tuple[Path, dict[str, int]], m
         assert found[part] == expected[part], part
     assert {p.name for p in (folder / moment).iterdir()} == {p.name for p in (folder / "never").iterdir()}
     assert not list((folder / moment).glob("checkpoints/.*"))
+
+
+def test_two_processes_are_one_to_rounding(runs: tuple[Path, dict[str, int]]) -> None:
+    folder, signals = runs
+    assert signals["two_processes"] == 0
+    one, two = (outcome(folder / name)["metrics"] for name in ("never", "two_processes"))
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        assert a["num_rows"] == b["num_rows"]
+        for name in ("reward", "reward_std", "win_rate"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), (a["epoch"], name)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2)
+    weights = [load_file(folder / name / "adapter" / LORA_FILE) for name in ("never", "two_processes")]
+    for name, value in weights[0].items():
+        # Eight steps of AdamW of 1e-3: a hundredth of the way.
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=8e-5)
 
 
 def test_the_run_did_something(runs: tuple[Path, dict[str, int]]) -> None:

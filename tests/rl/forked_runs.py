@@ -1,9 +1,9 @@
-"""Run as a script: trains, dies by SIGKILL at chosen moments, resumes, and says where the outcomes are.
+"""Run as a script: runs that die by SIGKILL at chosen moments and are resumed, and a run on two processes.
 
-    python kill_child.py CONFTEST PIPELINE FOLDER
+    python forked_runs.py CONFTEST PIPELINE FOLDER
 
-The parent process imports and forks, so that one import serves all runs. Prints one JSON line: {"<moment>":
-<signal that ended the run, 0 if it ran to its end>, ...}; every moment's run is in FOLDER/<moment>.
+The parent process imports and forks, so that one import serves all runs. Prints one JSON line:
+{"<run>": <signal that ended it, 0 if it ran to its end>, ...}; every run's directory is FOLDER/<run>.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +100,30 @@ def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool) -> None:
     ).run()
 
 
-def fork(work: Any) -> int:
-    """Run in a child. Returns the signal that ended it; raises when it failed otherwise."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            import traceback
+def fork(*works: Any) -> int:
+    """Run each in a child, at once. Returns a signal that ended one; raises when one failed otherwise."""
+    children = []
+    for work in works:
+        child = os.fork()
+        if child == 0:
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    if any(os.WIFEXITED(s) and os.WEXITSTATUS(s) for s in statuses):
+        raise SystemExit("a run failed")
+    return max(os.WTERMSIG(s) if os.WIFSIGNALED(s) else 0 for s in statuses)
 
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise SystemExit(f"a run failed with status {os.WEXITSTATUS(status)}")
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+def as_process(rank: int, world: int, port: int) -> None:
+    """The environment that ``accelerate launch --cpu`` gives a process."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
 
 
 def main() -> None:
@@ -135,6 +145,15 @@ def main() -> None:
         signals[moment] = fork(first)
         if signals[moment]:
             fork(lambda moment=moment: train(conftest, pipeline, folder / moment, resume=True))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def process(rank: int) -> None:
+        as_process(rank, 2, port)
+        train(conftest, pipeline, folder / "two_processes", resume=False)
+
+    signals["two_processes"] = fork(lambda: process(0), lambda: process(1))
     print(json.dumps(signals))
 
 

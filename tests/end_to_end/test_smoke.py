@@ -138,7 +138,7 @@ def test_images_of_policy_and_anchor_say_that_they_are_synthetic(run: Path, tmp_
         with Image.open(file) as image:
             assert image.size == (64, 64)
             assert image.text["Synthetic"] == SYNTHETIC  # type: ignore[attr-defined]
-            assert len(set(image.getdata())) > 50
+            assert len(image.getcolors() or ()) > 50
     assert files[0].read_bytes() != files[2].read_bytes()
     for grid in (run / "samples").glob("*.png"):
         with Image.open(grid) as image:

@@ -13,6 +13,7 @@ namespace cxrl {
 namespace {
 
 constexpr int64_t kQueryBlock = 48;  // a multiple of the 6 rows of a product block
+static_assert(kQueryBlock <= kMaxRows, "softmax_rows takes a block at once");
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

@@ -64,14 +64,6 @@ void product(const cxrl::Product& p) {
   if (column < p.columns) product_panel<1>(p, column);
 }
 
-inline float maximum(Vec v) {
-  float lanes[kWidth];
-  store(lanes, v);
-  float result = lanes[0];
-  for (int i = 1; i < kWidth; ++i) result = lanes[i] > result ? lanes[i] : result;
-  return result;
-}
-
 // Lanes at or past `valid`, counted from this vector's start, become `filler`.
 inline Vec keep_valid(Vec v, int64_t valid, float filler) {
   if (valid >= kWidth) return v;
@@ -85,6 +77,7 @@ void softmax_rows(float* scores, int64_t rows, int64_t columns, int64_t row_stri
                   float* log_sum_exp) {
   const Vec factor = splat(scale);
   const int64_t whole = columns / kWidth * kWidth;
+  float tops[cxrl::kMaxRows];
   for (int64_t r = 0; r < rows; ++r) {
     float* s = scores + r * row_stride;
     Vec largest = splat(-3.0e38f);
@@ -107,7 +100,13 @@ void softmax_rows(float* scores, int64_t rows, int64_t columns, int64_t row_stri
     const float denominator = sum(total);
     const Vec inverse = splat(1.0f / denominator);
     for (int64_t j = 0; j < columns; j += kWidth) store(s + j, load(s + j) * inverse);
-    log_sum_exp[r] = top + __builtin_logf(denominator);
+    tops[r] = top;
+    log_sum_exp[r] = denominator;
+  }
+  for (int64_t r = 0; r < rows; r += kWidth) {
+    const int64_t count = rows - r < kWidth ? rows - r : kWidth;
+    const Vec logs = log(load_partial(log_sum_exp + r, count));
+    store_partial(log_sum_exp + r, load_partial(tops + r, count) + logs, count);
   }
 }
 

@@ -41,6 +41,8 @@ struct Product {
   bool accumulate;
 };
 
+constexpr int64_t kMaxRows = 64;  // of one call of softmax_rows
+
 struct Kernels {
   const char* name;
   int width;  // floats in a vector

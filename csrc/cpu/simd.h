@@ -83,6 +83,21 @@ inline float sum(Vec v) {
 #endif
 }
 
+// The largest lane.
+inline float maximum(Vec v) {
+  float lanes[kWidth];
+  std::memcpy(lanes, &v, sizeof v);
+#if defined(__SSE2__)
+  __m128 top = _mm_loadu_ps(lanes);
+  for (int i = 4; i < kWidth; i += 4) top = _mm_max_ps(top, _mm_loadu_ps(lanes + i));
+  top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+  return _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps(top, top, 1)));
+#else
+  for (int i = 1; i < kWidth; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  return lanes[0];
+#endif
+}
+
 // How many lanes of a comparison's result are true.
 inline int count_true(IVec mask) {
   int count = 0;
@@ -144,6 +159,22 @@ inline Vec exp(Vec x) {
   p = fma(p, r, splat(1.0f));
   IVec exponent = ((IVec)shifted - (IVec)magic) << 23;
   return (Vec)((IVec)p + exponent);
+}
+
+// Natural logarithm of positive normal numbers (relative error < 2e-7): x = m · 2^e with m in [√½, √2), and with
+// z = (m − 1) / (m + 1), log m = 2 z (1 + z²/3 + z⁴/5 + …).
+inline Vec log(Vec x) {
+  const IVec bits = (IVec)x - 0x3f3504f3;
+  const IVec exponent = bits >> 23;
+  const Vec m = (Vec)((bits & 0x007fffff) + 0x3f3504f3);
+  const Vec z = (m - splat(1.0f)) / (m + splat(1.0f));
+  const Vec square = z * z;
+  Vec p = splat(1.0f / 9.0f);
+  p = fma(p, square, splat(1.0f / 7.0f));
+  p = fma(p, square, splat(1.0f / 5.0f));
+  p = fma(p, square, splat(1.0f / 3.0f));
+  p = fma(p * square, z, z);
+  return fma(__builtin_convertvector(exponent, Vec), splat(0.693147181f), p + p);
 }
 
 inline Vec sigmoid(Vec x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }

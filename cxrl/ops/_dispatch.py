@@ -41,8 +41,10 @@ _AUTO = {
 }
 _AUTO_ATTENTION = {
     ("cpu", "few"): ("cpp", "sdpa"),  # few keys: cross-attention
+    ("cpu", "little"): ("sdpa",),
     ("cpu", "many"): ("sdpa",),
     ("cuda", "few"): ("triton", "sdpa"),
+    ("cuda", "little"): ("sdpa",),
     ("cuda", "many"): ("sdpa",),
 }
 _LOGGER = logging.getLogger("cxrl")

@@ -21,6 +21,7 @@ from torch import Tensor
 from cxrl.ops import _dispatch
 
 FEW_KEYS = 256
+LITTLE_WORK = 1 << 22  # products of one score matrix; below, what a call costs outside its kernel decides
 ATTENTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -94,16 +95,25 @@ def attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     needs = ("float64",) if q.dtype == torch.float64 else ()
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
-    case = attention_case(num_keys, q.shape[3], q.dtype)
+    case = attention_case(q.shape, num_keys, q.dtype)
     chosen = _dispatch.select("attention", backend, q.device.type, needs, case)
     if chosen in _PLAIN:
         return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
     return _attention_op(q, k, v, extra_k, extra_v, kv_index, scale, chosen)[0]
 
 
-def attention_case(num_keys: int, dim: int, dtype: torch.dtype) -> str:
-    """What the speed depends on: few keys or many, the dtype and the head dimension up to a power of two."""
+def attention_case(shape: tuple[int, ...], num_keys: int, dtype: torch.dtype) -> str:
+    """What the speed depends on: much work or little, many keys or few, dtype and head dimension.
+
+    Args:
+        shape: [B, H, N, D] of the queries.
+        num_keys: Of every head, the extra segment included.
+        dtype: Of the tensors.
+    """
+    batch, heads, queries, dim = shape
     kind = "few" if num_keys <= FEW_KEYS else "many"
+    if batch * heads * queries * num_keys * dim < LITTLE_WORK:
+        kind = "little"
     return f"{kind}/{str(dtype).removeprefix('torch.')}/{max(8, 1 << (dim - 1).bit_length())}"
 
 

@@ -36,16 +36,18 @@ def attention_cases(device: str) -> Iterator[Case]:
     dtypes = (torch.float32,) if device == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
     for dtype in dtypes:
         for dim in (16, 32, 64, 128, 160):
-            for num_keys, extra in ((77, 8), (1024, 0)):
-                yield _attention_case(device, dtype, dim, num_keys, extra)
+            for queries, num_keys, extra in ((256, 77, 8), (256, 1024, 0), (16, 77, 8)):
+                yield _attention_case(device, dtype, dim, queries, num_keys, extra)
 
 
-def _attention_case(device: str, dtype: torch.dtype, dim: int, num_keys: int, extra: int) -> Case:
+def _attention_case(
+    device: str, dtype: torch.dtype, dim: int, queries: int, num_keys: int, extra: int
+) -> Case:
     def heads(batch: int, rows: int) -> Tensor:
         shape = (batch, rows, 4, dim)
         return torch.randn(shape, device=device, dtype=dtype).transpose(1, 2).requires_grad_()
 
-    q, k, v = heads(4, 256), heads(4, num_keys), heads(4, num_keys)
+    q, k, v = heads(4, queries), heads(4, num_keys), heads(4, num_keys)
     extra_k, extra_v = (
         torch.randn(4, extra, dim, device=device, dtype=dtype).requires_grad_() if extra else None
         for _ in range(2)
@@ -57,7 +59,7 @@ def _attention_case(device: str, dtype: torch.dtype, dim: int, num_keys: int, ex
         output = attention(q, k, v, extra_k=extra_k, extra_v=extra_v, backend=backend)
         torch.autograd.grad(output, leaves, grad)
 
-    return "attention", attention_case(num_keys + extra, dim, dtype), run
+    return "attention", attention_case(q.shape, num_keys + extra, dtype), run
 
 
 def trajectory_log_prob_case(device: str) -> Case:

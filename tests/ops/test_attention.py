@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxrl.ops import attention
-from cxrl.ops.attention import attention_reference, attention_sdpa
+from cxrl.ops import _dispatch, attention
+from cxrl.ops.attention import attention_case, attention_reference
 
 # B, H, N, L, E, D, rows of k (0: as many as B), extra shared by all rows
 SIZES = [
@@ -201,9 +201,16 @@ def test_autocast(cpp: str, name: str) -> None:
     torch.testing.assert_close(output.float(), attention_reference(**args), rtol=2e-2, atol=2e-2)
 
 
-def test_auto_takes_stock_for_self_attention(cpp: str) -> None:
-    args = make((1, 1, 300, 300, 0, 8, 0, True))
-    assert torch.equal(attention(**args), attention_sdpa(**args))
+@pytest.mark.parametrize(
+    ("shape", "num_keys", "backend"),
+    [((8, 4, 256, 64), 85, "cpp"), ((8, 4, 256, 64), 300, "sdpa"), ((1, 4, 64, 64), 85, "sdpa")],
+)
+def test_what_auto_takes(cpp: str, shape: tuple[int, ...], num_keys: int, backend: str) -> None:
+    case = attention_case(shape, num_keys, torch.float32)
+    assert _dispatch.select("attention", None, "cpu", (), case) == backend
+    b, h, n, d = shape
+    args = make((b, h, n, num_keys, 0, d, 0, True))
+    assert torch.equal(attention(**args), attention(**args, backend=backend))
 
 
 def changed(**change: Any) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def test_the_command(
 def test_every_attention_case_runs(cpp: str) -> None:
     cases = list(tune.attention_cases("cpu"))
     assert len({case for _, case, _ in cases}) == len(cases)
+    assert {case.partition("/")[0] for _, case, _ in cases} == {"few", "little", "many"}
     op, case, run = cases[0]
     assert case == "few/float32/16"
     assert tune.measure(op, run, "cpu", 1).keys() == {"reference", "sdpa", "cpp"}

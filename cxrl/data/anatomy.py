@@ -13,10 +13,13 @@ Shapes: B films, pixels [B, H, W], one value a film [B, 1, 1], float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+"""float32 throughout."""
 Params = dict[str, Array]
 """Anatomy and findings, each [B, 1, 1]; ``vessel_angle``, ``vessel_bend``, ``vessel_gain`` are [B, 2, V]."""
 

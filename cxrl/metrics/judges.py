@@ -84,4 +84,5 @@ def load_judges(path: str = "phantom", device: torch.device | str = "cpu") -> Ju
         raise CxrlError(
             f"{reference} cannot be read ({error}); `python -m cxrl.pretrain --preset phantom` makes it"
         ) from None
-    return Judges(*tasks, features.to(device), scale.to(device))
+    posture, diagnosis, consistency = tasks
+    return Judges(posture, diagnosis, consistency, features.to(device), scale.to(device))

@@ -17,7 +17,7 @@ PROMPT_DROPOUT = 0.1
 """Share of training texts replaced by the empty prompt, so that classifier-free guidance works."""
 
 
-def build_unet(latent_channels: int, latent_size: int, channels: tuple[int, int] = (64, 96)) -> nn.Module:
+def build_unet(latent_channels: int, latent_size: int, channels: tuple[int, int] = (64, 96)) -> Any:
     """A UNet2DConditionModel with attention at both resolutions."""
     from diffusers import UNet2DConditionModel
 
@@ -96,7 +96,7 @@ def fit_base(
 
     ``data`` names what is trained on, see :func:`cxrl.pretraining.fit.fit`.
     """
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet.to(memory_format=torch.channels_last)
     with torch.no_grad():
         ids = tokenize(tokenizer, ["", *texts])
         embeds = torch.cat([text_encoder(part)[0].half() for part in ids.split(256)])
@@ -125,7 +125,7 @@ def save_pipeline(
     """
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

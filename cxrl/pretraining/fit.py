@@ -113,12 +113,12 @@ def fit(
                 f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the data"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(params, options.max_grad_norm)
         optimizer.step()
         decay = min(options.ema_decay, (1.0 + step) / (10.0 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(average, params, 1.0 - decay)
+            torch._foreach_lerp_(average, list[Tensor](params), 1.0 - decay)
         weight = max(0.01, 1.0 / (step - start + 1))
         smooth += weight * (value - smooth)
         now = time.monotonic()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from cxrl.data.phantom import Films, corpus
@@ -105,11 +104,9 @@ def pretrain_phantom(
     return table
 
 
-def make_autoencoder(
-    plan: PhantomPlan, films: Films, work_dir: Path, report: Callable[[str], None]
-) -> AutoencoderKL:
+def make_autoencoder(plan: PhantomPlan, films: Films, work_dir: Path, report: Callable[[str], None]) -> Any:
     """The trained autoencoder, with its scaling factor: both halves together, then the decoder alone."""
-    options = {"seed": plan.seed, "work_dir": work_dir, "report": report}
+    options: dict[str, Any] = {"seed": plan.seed, "work_dir": work_dir, "report": report}
     vae = autoencoder.fit_autoencoder(films, num_steps=plan.autoencoder_steps, **options)
     autoencoder.fit_decoder(vae, films, num_steps=plan.decoder_steps, **options)
     return vae
@@ -118,7 +115,7 @@ def make_autoencoder(
 def make_base(
     plan: PhantomPlan,
     films: Films,
-    vae: AutoencoderKL,
+    vae: Any,
     folder: Path,
     work_dir: Path,
     report: Callable[[str], None],

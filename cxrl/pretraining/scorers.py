@@ -99,7 +99,7 @@ def fit_scorer(
     vocabulary = vocabulary_of(films.texts) if task == "consistency" else ()
     torch.manual_seed(seed)
     scorer = Scorer(ScorerConfig(task, trunk, width, films.images.shape[-1], outputs, vocabulary))
-    scorer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scorer.to(memory_format=torch.channels_last)
     keys: dict[str, int] = {}
     content = torch.tensor([keys.setdefault(key, len(keys)) for key in films.contents])
     scale = torch.from_numpy(POSE_SD)

@@ -19,6 +19,8 @@ from cxrl.errors import CxrlError
 
 PHANTOM = Path(__file__).parents[1] / "assets" / "phantom" / "pipeline"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DECODE_BATCH = 32
+"""A decoder's activations are large: more images at once are slower on a CPU and may not fit a GPU."""
 _MIN_VOCABULARY = 256
 _MAX_TOKENS = 100_000  # tokenizers without a limit say 1e30
 
@@ -100,12 +102,12 @@ class BaseModel:
         return self.encode_text([""])[0, -1]
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch_size: int = 96) -> Tensor:
+    def decode(self, latents: Tensor, batch_size: int = DECODE_BATCH) -> Tensor:
         """Images of latents.
 
         Args:
             latents: float32 [N, C, h, w], scaled as the UNet sees them.
-            batch_size: Images decoded at once.
+            batch_size: Most images decoded at once.
 
         Returns:
             float32 [N, 1, H, W] in [0, 1], the mean over the autoencoder's channels.

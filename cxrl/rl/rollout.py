@@ -108,7 +108,7 @@ class Sampler:
                 inputs = latents[part, step], eps[part], embeds, group[part]
                 x_prev, log_prob = self._step(step, *inputs, anchor=False)
                 latents[part, step + 1], log_probs[part, step] = x_prev, log_prob
-        images = self.policy.base.decode(latents[:, -1], self.config.batch_size)
+        images = self.policy.base.decode(latents[:, -1])
         return Rollout(batch, latents, schedule, log_probs[:, schedule.policy_steps], images)
 
     def images(self, batch: PromptBatch, noise: NoiseStream, *, anchor: bool = False) -> Tensor:
@@ -123,7 +123,7 @@ class Sampler:
                     for part in self._parts(len(batch))
                 ]
             )
-        return self.policy.base.decode(x, self.config.batch_size)
+        return self.policy.base.decode(x)
 
     def _parts(self, total: int) -> list[slice]:
         size = self.config.batch_size

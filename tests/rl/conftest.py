@@ -129,7 +129,7 @@ class ToyPolicy:
             dtype=torch.float32,
             latent_shape=(1, 1, 1),
             encode_text=lambda texts: torch.zeros(len(texts), 3, 2),
-            decode=lambda latents, batch_size: latents,
+            decode=lambda latents: latents,
         )
 
     def predict(

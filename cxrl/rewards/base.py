@@ -32,7 +32,12 @@ from cxrl.data.prompts import PromptBatch
 from cxrl.errors import CxrlError
 
 PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
-BUILT_IN = ("posture", "diagnosis", "consistency")
+BUILT_IN = {
+    "posture": "PostureReward",
+    "diagnosis": "DiagnosisReward",
+    "consistency": "ConsistencyReward",
+}
+"""Module of cxrl.rewards → class; imported when rewards are built, not before."""
 
 
 @runtime_checkable
@@ -75,8 +80,9 @@ def build_rewards(names: Sequence[str], path: str, device: torch.device | str = 
     Raises:
         CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
     """
-    for name in BUILT_IN:
-        importlib.import_module(f"cxrl.rewards.{name}")
+    for name, factory in BUILT_IN.items():
+        module = importlib.import_module(f"cxrl.rewards.{name}")
+        _REGISTRY.setdefault(name, getattr(module, factory))
     folder = PHANTOM_REWARDS if path == "phantom" else Path(path)
     rewards: dict[str, Reward] = {}
     for name in names:

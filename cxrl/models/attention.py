@@ -53,6 +53,8 @@ class PolicyAttention:
         if image_shape is not None:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         batch = hidden_states.shape[0]
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         text = encoder_hidden_states
         if text is None:
             text, kv_index = hidden_states, None
@@ -61,8 +63,6 @@ class PolicyAttention:
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, text.shape[1], batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
         q = _heads(project(attn.to_q, hidden_states), attn.heads)
         k = _heads(project(attn.to_k, text), attn.heads)

@@ -44,14 +44,7 @@ def outputs(module: Attention, *args: Any, **kwargs: Any) -> list[Tensor]:
     return ours
 
 
-NORMED_KEYS = pytest.mark.xfail(
-    strict=True, reason="self-attention takes its keys before the group norm, the stock processor after it"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=NORMED_KEYS if name == "residual" else ()) for name in MODULES]
-)
+@pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("ndim", [3, 4])
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_the_stock_processor(name: str, ndim: int, masked: bool) -> None:

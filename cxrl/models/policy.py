@@ -233,6 +233,7 @@ class Policy:
                     unet_lora_layers={k: v.detach().cpu().contiguous() for k, v in state.items()},
                     unet_lora_adapter_metadata=metadata,
                 )
+                _order_metadata(folder / "pytorch_lora_weights.safetensors")
             elif self.config.train == "full":
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in unet.state_dict().items()},
@@ -260,6 +261,17 @@ class Policy:
             weights.update(read_tensors(folder / ACE_FILE))
         self.load_weights(weights, str(folder))
         self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort a safetensors file's metadata, which is written in random order: equal weights, equal bytes."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 def load_policy(

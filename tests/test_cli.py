@@ -228,8 +228,10 @@ def test_a_closed_pipe_is_quiet():
 
 
 def test_ctrl_c_in_a_real_process_is_one_line():
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
     script = (
-        "import sys, time\nfrom cxrl.cli import run_command\n"
+        "import signal, sys, time\nfrom cxrl.cli import run_command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def command(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "sys.exit(run_command(command, []))\n"
     )

@@ -38,7 +38,7 @@ def readable(prompts: Sequence[ReportPrompt], base: BaseModel, on_long_prompt: s
             twice.
     """
     if not prompts:
-        raise CxrlError("the prompt list is empty; expected at least one report (data.kind, data.path)")
+        raise CxrlError("the prompt list is empty; expected at least one report")
     if len({p.prompt_id for p in prompts}) != len(prompts):
         raise CxrlError(
             "two prompts share a prompt_id, which names the anchor bank's rows; make them distinct"

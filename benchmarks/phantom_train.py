@@ -1,6 +1,7 @@
 """What the main job shows: the default preset for several seeds, and the study that its defaults come from.
 
     python benchmarks/phantom_train.py --seeds 0 1 2      results/phantom_train.json, a list of summary.json
+    python benchmarks/phantom_train.py --seeds 3 4 5 --out benchmarks/results/phantom_train_fresh.json
     python benchmarks/phantom_train.py --study            results/phantom_study.json, one row a variant
     python benchmarks/phantom_train.py --table            both as Markdown, from the committed files
 
@@ -19,6 +20,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN, STUDY = RESULTS / "phantom_train.json", RESULTS / "phantom_study.json"
+FRESH = RESULTS / "phantom_train_fresh.json"
 METRICS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
 SHORT = ["--train.num-epochs", "12", "--train.eval-every", "0"]
 VARIANTS: dict[str, list[str]] = {
@@ -55,11 +57,36 @@ def relative(summary: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def frechet_by_half(folder: Path) -> dict[str, dict[str, float]]:
+    """Fréchet distance in the classifier's and the posture regressor's features apart, anchor and policy."""
+    from cxrl.metrics.distribution import frechet_distance
+    from cxrl.metrics.judges import load_judges
+    from cxrl.rl.engine import Engine
+    from cxrl.rl.evaluation import Evaluator
+    from cxrl.rl.prompt_set import load_prompts
+    from cxrl.rl.rollout import Sampler
+    from cxrl.runs import open_run
+
+    engine, judges = Engine(folder), load_judges()
+    config, policy = open_run(folder, engine)
+    prompts = load_prompts(config, policy.base, "eval")
+    evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
+    result: dict[str, dict[str, float]] = {}
+    for side in ("anchor", "policy"):
+        features = judges.features(evaluator.draw(evaluator.batch, side == "anchor")).chunk(2, 1)
+        halves = zip(("classifier", "posture"), features, judges.reference.chunk(2, 1), strict=True)
+        result[side] = {name: frechet_distance(x, reference) for name, x, reference in halves}
+    return result
+
+
 def train_table(summaries: list[dict[str, Any]]) -> str:
     """Markdown: anchor → policy for every seed and metric."""
-    lines = ["| seed | " + " | ".join(METRICS) + " | seconds |", "|---" * (len(METRICS) + 2) + "|"]
+    columns = [*METRICS, "fid classifier", "fid posture", "seconds"]
+    lines = ["| seed | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for s in summaries:
         cells = [f"{s['anchor'][m]:.3f} → {s['policy'][m]:.3f}" for m in METRICS]
+        half = s["fid_by_half"]
+        cells += [f"{half['anchor'][h]:.1f} → {half['policy'][h]:.1f}" for h in ("classifier", "posture")]
         lines.append(f"| {s['seed']} | " + " | ".join(cells) + f" | {s['wall_seconds']:.0f} |")
     return "\n".join(lines)
 
@@ -81,6 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
+    parser.add_argument("--out", type=Path, default=TRAIN, help="where the summaries of --seeds go")
     parser.add_argument("--study", nargs="*", metavar="VARIANT", help="all variants, or the named ones")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--runs", type=Path, help="keep the run directories here")
@@ -88,8 +116,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = args.runs or Path(scratch)
         if args.seeds:
-            summaries = [train(["--seed", str(s), "--overwrite"], runs / f"seed-{s}") for s in args.seeds]
-            TRAIN.write_text(json.dumps(summaries, indent=1) + "\n")
+            summaries = []
+            for seed in args.seeds:
+                folder = runs / f"seed-{seed}"
+                summary = train(["--seed", str(seed), "--overwrite"], folder)
+                summaries.append(summary | {"fid_by_half": frechet_by_half(folder)})
+            args.out.write_text(json.dumps(summaries, indent=1) + "\n")
         if args.study is not None:
             rows = json.loads(STUDY.read_text()) if STUDY.exists() else []
             for name in args.study or VARIANTS:
@@ -100,7 +132,10 @@ def main() -> None:
                 rows = [*(r for r in rows if r["variant"] != name), row]
                 STUDY.write_text(json.dumps(rows, indent=1) + "\n")
     if args.table:
-        print(train_table(json.loads(TRAIN.read_text())), "\n\n", study_table(json.loads(STUDY.read_text())))
+        summaries = [s for path in (TRAIN, FRESH) for s in json.loads(path.read_text())]
+        rows = [{"variant": f"seed {s['seed']}", "relative": relative(s)} for s in summaries]
+        for table in (train_table(summaries), study_table(rows), study_table(json.loads(STUDY.read_text()))):
+            print(table, "\n")
 
 
 if __name__ == "__main__":

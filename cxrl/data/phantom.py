@@ -2,9 +2,9 @@
 --out sheet.png``
 
 Two corpora come from it (``corpus``). The *clean* one has the pose spread of real films and correct
-reports: everything that scores learns from it. The *flawed* one, from which the base model learns, has
-twice that spread, and a share of its reports misses a finding or describes another film, as reports mined
-from hospitals do.
+reports: the reference of the Fréchet distance. The *flawed* one, from which the base model learns, has twice
+that spread, and a share of its reports misses a finding or describes another film, as reports mined from
+hospitals do. Models that score learn from correct reports at the wide spread (``pose_scale``).
 
 A film is fixed by ``(seed, index)`` alone: neither batch size nor the number of films changes it.
 """

@@ -35,10 +35,13 @@ def measure(assets: Path, *, num_images: int, seed: int) -> dict[str, Any]:
     """The quality table of an assets folder: autoencoder, reward models and judges on fresh phantoms,
     base by judges.
     """
-    fresh = corpus(1024, seed=FRESH_SEED, pose_scale=2.0, split="train")
+    wide = corpus(1024, seed=FRESH_SEED, pose_scale=2.0, split="train")
+    natural = corpus(1024, seed=FRESH_SEED + 5, split="eval")
     return {
-        "rewards": _scorers(assets / "rewards", fresh),
-        "judges": _scorers(assets / "judges", fresh),
+        "rewards": _scorers(assets / "rewards", wide),
+        "rewards, natural pose, held-out phrasings": _scorers(assets / "rewards", natural),
+        "judges": _scorers(assets / "judges", wide),
+        "judges, natural pose, held-out phrasings": _scorers(assets / "judges", natural),
         "base": _base(assets, num_images, seed),
     }
 
@@ -137,7 +140,7 @@ def _consistency_of_films(judges: Judges) -> float:
 def model_card(plan: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     """MODEL_CARD.md of the assets folder."""
     rows = []
-    for part in ("judges", "rewards", "base"):
+    for part in sorted(table):
         for key, value in table[part].items():
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             rows.append(f"| {part} | {key} | {shown} |")
@@ -159,7 +162,11 @@ image. **Not for diagnosis.**
 - `judges/`: the same tasks for evaluation only (ConvNeXt trunk, convolutional reader, other seed, other
   films), and the features of clean films with natural pose for the Frechet distance.
 
-Made by `python -m cxrl.pretrain --preset phantom` with: {settings}.
+Made by `python -m cxrl.pretrain --preset phantom --out DIR` with: {settings}.
+Where what ships differs from one run of that command, `PROVENANCE.md` says how.
+
+Rewards and judges learned from correct reports, at twice the natural pose spread, so that they stay valid on
+the base's images; they are measured there and, apart, at the natural spread.
 
 Quality, on phantoms rendered for the purpose and on generated images at the default sampler:
 

@@ -30,8 +30,8 @@ POSE_SD = np.array([0.09, 0.09, 0.07, 0.12, np.deg2rad(4.5)], dtype=np.float32)
 films.
 """
 FLAWED_POSE_SCALE = 2.0
-OTHER_FILM_SHARE = 0.26
-MISSED_FINDING_SHARE = 0.10
+OTHER_FILM_SHARE = 0.16
+MISSED_FINDING_SHARE = 0.08
 _CHUNK = 16
 
 

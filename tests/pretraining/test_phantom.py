@@ -64,7 +64,11 @@ def test_the_card_tells_settings_and_quality(assets: Path) -> None:
     card, table = (assets / "MODEL_CARD.md").read_text(), json.loads((assets / "quality.json").read_text())
     assert "Not for diagnosis" in card
     assert f"base_steps {SMOKE.base_steps}" in card
-    assert set(table) == {"rewards", "judges", "base"}
+    natural = ", natural pose, held-out phrasings"
+    assert set(table) == {
+        "base",
+        *(f"{role}{corpus}" for role in ("rewards", "judges") for corpus in ("", natural)),
+    }
     for part, values in table.items():
         for key, value in values.items():
             assert f"| {part} | {key} |" in card

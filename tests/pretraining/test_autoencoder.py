@@ -9,6 +9,8 @@ from torch import Tensor
 from cxrl.data.phantom import Films, corpus
 from cxrl.pretraining.autoencoder import (
     LATENT_CHANNELS,
+    PatchDiscriminator,
+    adversarial_loss,
     build_autoencoder,
     encode,
     fit_autoencoder,
@@ -61,3 +63,36 @@ def test_psnr_of_a_known_error(films: Films, monkeypatch: pytest.MonkeyPatch) ->
     psnr = reconstruction_psnr(model, films)
     assert psnr >= 20.0 - 1e-4
     assert psnr == pytest.approx(20.0, abs=10 * float((~inside).float().mean()) + 0.01)
+
+
+def test_decoder_and_discriminator_each_get_their_own_loss() -> None:
+    torch.manual_seed(3)
+    discriminator, images = PatchDiscriminator(8), torch.rand(2, 1, 32, 32) * 2 - 1
+    last_layer = torch.nn.Parameter(torch.randn(1, 4, 3, 3))
+    output = torch.nn.functional.conv2d(torch.randn(2, 4, 32, 32), last_layer, padding=1)
+    reconstruction = reconstruction_loss(output, images)
+    against, hinge = adversarial_loss(discriminator, output, images, reconstruction, last_layer)
+    weights = list(discriminator.parameters())
+    assert torch.autograd.grad(hinge, last_layer, retain_graph=True, allow_unused=True) == (None,)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(hinge, weights, retain_graph=True))
+    assert set(torch.autograd.grad(against, weights, retain_graph=True, allow_unused=True)) == {None}
+    norms = [
+        torch.autograd.grad(x, last_layer, retain_graph=True)[0].norm() for x in (against, reconstruction)
+    ]
+    assert float(norms[0]) == pytest.approx(float(norms[1]), rel=1e-3)
+
+
+def test_the_discriminator_learns_to_see_grain() -> None:
+    generator = torch.Generator().manual_seed(4)
+    torch.manual_seed(4)
+    discriminator = PatchDiscriminator(8)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
+    smooth = torch.nn.functional.interpolate(torch.rand(16, 1, 4, 4, generator=generator), 32, mode="bicubic")
+    for _ in range(40):
+        grainy = smooth + 0.03 * torch.randn(smooth.shape, generator=generator)
+        real, fake = discriminator(grainy), discriminator(smooth)
+        loss = (1 - real).relu().mean() + (1 + fake).relu().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(real.detach().mean() - fake.detach().mean()) > 1.0

@@ -23,7 +23,7 @@ def op_files(folder: str, pattern: str, prefix: str = "") -> set[str]:
     [
         ("cxrl/ops", "[a-z]*.py", "", {"tune"}),
         ("csrc/cpu", "*.cpp", "", {"dispatch", "kernels"}),
-        ("tests/ops", "test_*.py", "test_", {"dispatch", "tune"}),
+        ("tests/ops", "test_*.py", "test_", {"dispatch", "tune", "triton", *(f"triton_{op}" for op in OPS)}),
         ("benchmarks", "test_*.py", "test_", {"phantom", "rollout", "train_step"}),
     ],
 )

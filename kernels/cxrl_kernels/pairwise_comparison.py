@@ -104,7 +104,7 @@ def _pairwise_comparison_fwd_kernel(
         bank = anchors + group[:, None, None] * anchor_p + k[None, None, :] * anchor_k
         mean = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         inverse = mean
-        if FORM == _DIFFERENCE or FORM == _BRADLEY_TERRY:
+        if FORM == _DIFFERENCE or FORM == _BRADLEY_TERRY:  # noqa: SIM109 (Triton knows no such tuple)
             mean, inverse = _inverse_scale(bank, anchor_m, floor[None, :], M, known, BLOCK_M)
         if FORM == _BRADLEY_TERRY:
             inverse = inverse / temperature

@@ -56,7 +56,8 @@ def _store_row(ptr, row, stride, i, inside, positions, CHANNELS: tl.constexpr, L
 
 @triton.jit
 def _store_log_prob(log_prob, row, total, row_size, c_x, c_e, sigma, STEP: tl.constexpr):
-    result = -0.5 * (total / row_size) / (sigma * sigma) - tl.log(sigma) - _HALF_LOG_TWO_PI
+    spread = tl.where(sigma > 0, sigma, 1.0)
+    result = -0.5 * (total / row_size) / (spread * spread) - tl.log(spread) - _HALF_LOG_TWO_PI
     finite = (tl.abs(c_x) < float("inf")) & (tl.abs(c_e) < float("inf")) & (sigma < float("inf"))
     result = tl.where(finite & (sigma > 0), result, float("nan"))
     if STEP:

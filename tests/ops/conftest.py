@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from cxrl.ops import _dispatch, unavailable_reason
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Triton's kernels need a GPU or, in a process of their own, its interpreter: see test_triton.py.
+collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_triton_*.py"]
 
 
 def _instruction_sets() -> list[str]:
@@ -66,6 +72,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_isa(isa)
     yield name
     _C.set_isa("auto")
+
+
+@pytest.fixture
+def triton_device() -> str:
+    """Where the Triton kernels run in this process."""
+    return "cpu" if INTERPRETED else "cuda"
 
 
 @pytest.fixture

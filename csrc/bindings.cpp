@@ -2,30 +2,14 @@
 // side (cxrl/ops/_cpp.py) checks shapes and dtypes and keeps the tensors alive for the duration of a call.
 #include <pybind11/pybind11.h>
 
+#include "common/describe.h"
 #include "cpu/ops.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// (address, dtype, row stride, channels) as cxrl/ops/_cpp.py writes it; None for an absent tensor.
-cxrl::Operand operand(const py::object& description) {
-  if (description.is_none()) return {};
-  const py::tuple t = py::reinterpret_borrow<py::tuple>(description);
-  cxrl::Operand result;
-  result.data = at<char>(t[0].cast<Address>());
-  result.dtype = static_cast<cxrl::DType>(t[1].cast<int>());
-  result.row_stride = t[2].cast<int64_t>();
-  result.channels = t[3].cast<int64_t>();
-  return result;
-}
+using cxrl::Address, cxrl::at, cxrl::attention_inputs, cxrl::attention_view, cxrl::operand;
 
 void trajectory_log_prob(const py::object& cond, const py::object& uncond, float guidance, const py::object& x_t,
                          const py::object& x_prev, Address table, int64_t table_stride, int64_t batch,
@@ -78,35 +62,6 @@ void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_
   cxrl::group_win_rate_cpu(at<float>(rewards), at<int64_t>(prompt), num_samples, num_rewards, at<float>(win_rate));
 }
 
-// (address, dtype, batch stride, head stride, row stride), or None.
-cxrl::AttentionView attention_view(const py::object& description) {
-  if (description.is_none()) return {};
-  const py::tuple t = py::reinterpret_borrow<py::tuple>(description);
-  cxrl::AttentionView view;
-  view.data = at<char>(t[0].cast<Address>());
-  view.dtype = static_cast<cxrl::DType>(t[1].cast<int>());
-  view.batch_stride = t[2].cast<int64_t>();
-  view.head_stride = t[3].cast<int64_t>();
-  view.row_stride = t[4].cast<int64_t>();
-  return view;
-}
-
-// inputs: q, k, v, extra_k, extra_v; shape: batch, heads, queries, keys, extra keys, dim, rows of k.
-cxrl::AttentionInputs attention_inputs(const py::tuple& inputs, Address kv_index, float scale,
-                                       const py::tuple& shape) {
-  cxrl::AttentionInputs in;
-  in.q = attention_view(inputs[0]);
-  in.k = attention_view(inputs[1]);
-  in.v = attention_view(inputs[2]);
-  in.extra_k = attention_view(inputs[3]);
-  in.extra_v = attention_view(inputs[4]);
-  in.kv_index = at<int64_t>(kv_index);
-  in.scale = scale;
-  auto size = [&](int i) { return shape[static_cast<size_t>(i)].cast<int64_t>(); };
-  in.shape = {size(0), size(1), size(2), size(3), size(4), size(5), size(6)};
-  return in;
-}
-
 void attention(const py::tuple& inputs, Address kv_index, float scale, const py::tuple& shape,
                const py::object& out, Address log_sum_exp) {
   const auto in = attention_inputs(inputs, kv_index, scale, shape);
@@ -128,10 +83,15 @@ void attention_backward(const py::object& grad_out, const py::tuple& inputs, Add
 
 }  // namespace
 
+#if defined(CXRL_WITH_CUDA)
+void bind_cuda(py::module_& m);  // bindings_cuda.cpp
+#endif
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled ops of cxrl on raw addresses; call cxrl.ops instead.";
 #if defined(CXRL_WITH_CUDA)
   m.attr("has_cuda") = true;
+  bind_cuda(m);
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../common/operand.h"
+#include "../common/arguments.h"
 
 namespace cxrl {
 
@@ -12,8 +12,6 @@ namespace cxrl {
 struct StepRow {
   float c_x, c_e, sigma, guidance;
 };
-
-enum class Form : int { kDifference = 0, kWin = 1, kBradleyTerry = 2, kDirect = 3 };
 
 // A range of samples and the prepared bank: `bank` is [P, K, padded_m] (pads are +inf), `mean` and `inverse` are
 // [P, K], `inverse` being 1 / (std) or, for Bradley-Terry, 1 / (temperature * std).

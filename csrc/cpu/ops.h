@@ -3,14 +3,10 @@
 
 #include <cstdint>
 
-#include "../common/operand.h"
+#include "../common/arguments.h"
 #include "kernels.h"
 
 namespace cxrl {
-
-struct StepShape {
-  int64_t batch, row_size;
-};
 
 // table: float32 rows (c_x, c_e, sigma), `table_stride` apart. Throws std::invalid_argument on a bad row.
 void trajectory_log_prob_cpu(Operand cond, Operand uncond, float guidance, Operand x_t, Operand x_prev,
@@ -22,10 +18,6 @@ void trajectory_log_prob_backward_cpu(const float* grad, int64_t grad_stride, Op
 void denoise_step_cpu(Operand cond, Operand uncond, float guidance, Operand x_t, Operand noise, const float* table,
                       int64_t table_stride, StepShape shape, Operand x_prev, float* log_prob);
 
-struct ComparisonShape {
-  int64_t num_samples, num_prompts, num_anchors, num_rewards;
-};
-
 // Dense float32 [N, K], [P, M, K], [N], [K], [K] or null. Throws std::invalid_argument on a bad value. slope is
 // [N, K], what the backward needs.
 void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt,
@@ -36,29 +28,6 @@ void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stri
                                       float* grad_rewards);
 void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
                         float* win_rate);
-
-// [batch, heads, rows, D] with dense last dimension; strides in elements.
-struct AttentionView {
-  char* data = nullptr;
-  DType dtype = DType::kFloat32;
-  int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
-
-  explicit operator bool() const { return data != nullptr; }
-  char* row(int64_t b, int64_t h, int64_t n) const {
-    return data + (b * batch_stride + h * head_stride + n * row_stride) * item_size(dtype);
-  }
-};
-
-struct AttentionShape {
-  int64_t batch, heads, queries, keys, extra_keys, dim, kv_batch;
-};
-
-struct AttentionInputs {
-  AttentionView q, k, v, extra_k, extra_v;  // extra_*: batch stride 0 where all rows share it
-  const int64_t* kv_index;                  // [batch], or null: row b attends to row b
-  float scale;
-  AttentionShape shape;
-};
 
 // log_sum_exp: float32 [B, H, N].
 void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_exp);

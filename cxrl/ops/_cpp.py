@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     _IMPORT_ERROR = str(error)
 
-SUPPORTED: frozenset[str] = frozenset()
+SUPPORTED: frozenset[str] = frozenset({"a head dimension above 160"})
 
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _FORM_CODES = {"difference": 0, "win": 1, "bradley_terry": 2, "direct": 3}

@@ -93,7 +93,9 @@ def attention(
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     check_attention(q, k, v, extra_k, extra_v, kv_index)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    needs = ("float64",) if q.dtype == torch.float64 else ()
+    needs: tuple[str, ...] = ("float64",) if q.dtype == torch.float64 else ()
+    if q.shape[-1] > 160:
+        needs += ("a head dimension above 160",)
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
     case = attention_case(q.shape, num_keys, q.dtype)
     chosen = _dispatch.select("attention", backend, q.device.type, needs, case)

@@ -1,16 +1,37 @@
-"""Every backend that runs here, with every instruction set of the C++ one."""
+"""Every backend that runs here, with every instruction set of the C++ one.
+
+``CXRL_TEST_EXTENSION=/path/to/_C….so`` tests that build of the extension in place of the installed one: one
+with sanitizers, or with the CUDA kernels emulated on the CPU (``csrc/cuda/emulator``).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from cxrl.ops import _dispatch, unavailable_reason
+import cxrl
 
+
+def _use_extension(path: str) -> None:
+    """Make the module at ``path`` the ``cxrl._C`` of this process."""
+    loader = importlib.machinery.ExtensionFileLoader("cxrl._C", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("cxrl._C", loader))
+    loader.exec_module(module)
+    sys.modules["cxrl._C"] = module
+    vars(cxrl)["_C"] = module
+
+
+if os.environ.get("CXRL_TEST_EXTENSION"):
+    _use_extension(os.environ["CXRL_TEST_EXTENSION"])
+
+from cxrl.ops import _dispatch, unavailable_reason  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Triton's kernels need a GPU or, in a process of their own, its interpreter: see test_triton.py.
@@ -33,6 +54,10 @@ def _instruction_sets() -> list[str]:
 
 
 CPU_BACKENDS = ("reference", *(f"cpp:{isa}" for isa in _instruction_sets()))
+EMULATED = ("cuda",) if unavailable_reason("trajectory_log_prob", "cuda", "cpu") is None else ()
+GPU_BACKENDS = ("cuda", "triton") if torch.cuda.is_available() else ()
+# Not run to run: what PyTorch's own kernels lack, or what needs this environment before CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)
@@ -57,21 +82,42 @@ def cpp() -> str:
     return "cpp"
 
 
-@pytest.fixture(params=CPU_BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Name of a backend that runs on the CPU, set up; skips what this machine lacks."""
-    name, _, isa = request.param.partition(":")
-    if name == "reference":
-        yield name
-        return
-    reason = unavailable_reason("trajectory_log_prob", name)
-    if reason is not None:
-        pytest.skip(reason)
-    from cxrl import _C
+@contextlib.contextmanager
+def _running(param: str) -> Iterator[str]:
+    """The backend set up: its instruction set, or the GPU as the device of all new tensors."""
+    name, _, isa = param.partition(":")
+    device = "cuda" if name in GPU_BACKENDS else "cpu"
+    if name != "reference":
+        reason = unavailable_reason("trajectory_log_prob", name, device)
+        if reason is not None:
+            pytest.skip(reason)
+    if name == "cpp":
+        from cxrl import _C
 
-    _C.set_isa(isa)
-    yield name
-    _C.set_isa("auto")
+        _C.set_isa(isa)
+        yield name
+        _C.set_isa("auto")
+    elif device == "cuda":
+        with torch.device("cuda"):
+            yield name
+    else:
+        yield name
+
+
+@pytest.fixture(
+    params=(*CPU_BACKENDS, *EMULATED, *(pytest.param(b, marks=pytest.mark.gpu) for b in GPU_BACKENDS))
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Name of a backend that runs here, set up; on a GPU new tensors are made there."""
+    with _running(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``backend``, of those that look at values: on a GPU that would make the host wait."""
+    with _running(request.param) as name:
+        yield name
 
 
 @pytest.fixture

@@ -236,6 +236,6 @@ BAD = [
 
 
 @pytest.mark.parametrize(("args", "message"), BAD)
-def test_refuses(backend: str, args: dict[str, Any], message: str) -> None:
+def test_refuses(cpu_backend: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        attention(**args, backend=backend)
+        attention(**args, backend=cpu_backend)

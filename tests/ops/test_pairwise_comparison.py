@@ -243,13 +243,15 @@ BAD = [
 
 
 @pytest.mark.parametrize(("args", "message"), BAD)
-def test_refuses(backend: str, args: dict[str, Any], message: str) -> None:
+def test_refuses(cpu_backend: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pairwise_comparison(**args, backend=backend)
+        pairwise_comparison(**args, backend=cpu_backend)
 
 
-def test_group_win_rate_refuses(backend: str) -> None:
+def test_group_win_rate_refuses(cpu_backend: str) -> None:
     with pytest.raises(ValueError, match=r"group_win_rate: prompt must be int64 \[2\]"):
-        group_win_rate(torch.zeros(2, 1), torch.zeros(3, dtype=torch.int64), backend=backend)
+        group_win_rate(torch.zeros(2, 1), torch.zeros(3, dtype=torch.int64), backend=cpu_backend)
     with pytest.raises(ValueError, match=r"group_win_rate: rewards\[1, 0\] = nan"):
-        group_win_rate(torch.tensor([[0], [math.nan]]), torch.zeros(2, dtype=torch.int64), backend=backend)
+        group_win_rate(
+            torch.tensor([[0], [math.nan]]), torch.zeros(2, dtype=torch.int64), backend=cpu_backend
+        )

@@ -334,16 +334,16 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
-def test_refuses(backend: str, change: dict[str, Any], message: str) -> None:
+def test_refuses(cpu_backend: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        trajectory_log_prob(**{**GOOD, **change}, backend=backend)
+        trajectory_log_prob(**{**GOOD, **change}, backend=cpu_backend)
 
 
-def test_step_refuses(backend: str) -> None:
+def test_step_refuses(cpu_backend: str) -> None:
     args = make((2, 4, 3, 3))
     args[5][1, 2] = -0.1
     with pytest.raises(ValueError, match=r"denoise_step: table_rows\[1\].*sigma >= 0"):
-        denoise_step(*args, backend=backend)
+        denoise_step(*args, backend=cpu_backend)
 
 
 def test_kernel_refuses_what_it_would_ignore(cpp: str) -> None:

@@ -50,7 +50,7 @@ struct KeyGradTiling : Tile<T, kDim_> {
   static constexpr int kDim = kDim_;
   static constexpr int kWarps = sizeof(T) == 2 || kDim <= 80 ? 6 : 2;
   static constexpr int kRows = kWarps * 16;
-  static constexpr int kTile = Tile<T, kDim>::kStep;
+  static constexpr int kTile = sizeof(T) == 2 ? 32 : 16;
   static constexpr int kThreads = kWarps * kWarp;
   // Both gradients in registers take as many as the head has dimensions: wide heads are done in two halves.
   static constexpr int kSlices = kDim <= 80 ? 1 : 2, kSlice = kDim / kSlices;
@@ -290,20 +290,23 @@ __global__ void __launch_bounds__(KeyGradTiling<T, kDim>::kThreads, 1)
     }
     __syncthreads();
     if (own >= count) continue;
-    float s[S::kStepTiles][4] = {}, dp[S::kStepTiles][4] = {};
-    product_nt<T, kDim, S::kStepTiles>(s, k + own * S::kStride, q);
-    product_nt<T, kDim, S::kStepTiles>(dp, v + own * S::kStride, grad);
+#pragma unroll 1
+    for (int step = 0; step < columns; step += S::kStep) {
+      float s[S::kStepTiles][4] = {}, dp[S::kStepTiles][4] = {};
+      product_nt<T, kDim, S::kStepTiles>(s, k + own * S::kStride, q + step * S::kStride);
+      product_nt<T, kDim, S::kStepTiles>(dp, v + own * S::kStride, grad + step * S::kStride);
 #pragma unroll
-    for (int t = 0; t < S::kStepTiles; ++t) {
+      for (int t = 0; t < S::kStepTiles; ++t) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int column = t * 8 + lane % 4 * 2 + c % 2;
-        s[t][c] = column < columns ? exp2f(fmaf(s[t][c], scale, -log_sum_exp[column])) : 0.0f;
-        dp[t][c] = s[t][c] * (dp[t][c] - delta[column]);
+        for (int c = 0; c < 4; ++c) {
+          const int column = step + t * 8 + lane % 4 * 2 + c % 2;
+          s[t][c] = column < columns ? exp2f(fmaf(s[t][c], scale, -log_sum_exp[column])) : 0.0f;
+          dp[t][c] = s[t][c] * (dp[t][c] - delta[column]);
+        }
       }
+      product_nn<T, kDim, S::kSlice / 8>(grad_v, s, grad + step * S::kStride + slice, exchange);
+      product_nn<T, kDim, S::kSlice / 8>(grad_k, dp, q + step * S::kStride + slice, exchange);
     }
-    product_nn<T, kDim, S::kSlice / 8>(grad_v, s, grad + slice, exchange);
-    product_nn<T, kDim, S::kSlice / 8>(grad_k, dp, q + slice, exchange);
   }
 #pragma unroll
   for (int t = 0; t < S::kSlice / 8; ++t) {

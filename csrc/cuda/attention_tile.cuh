@@ -15,8 +15,8 @@ template <typename T, int kDim>
 struct Tile {
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kPerLoad = 16 / static_cast<int>(sizeof(T));
-  static constexpr int kStride = kDim + kPerLoad;  // elements between rows in shared memory
-  static constexpr int kStep = kHalf ? 32 : 16;    // columns that are under way at once
+  static constexpr int kStride = kDim + kPerLoad;              // elements between rows in shared memory
+  static constexpr int kStep = kHalf && kDim <= 80 ? 32 : 16;  // columns that are under way at once
   static constexpr int kStepTiles = kStep / 8;
   static constexpr int kExchange =
       kHalf ? 0 : 16 * (kStep + 1);  // floats of scratch that a warp's products take

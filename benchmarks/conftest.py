@@ -11,7 +11,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ def _calibrate() -> float:
     return time.perf_counter() - start
 
 
-def interleave(functions: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of every callable, round by round."""
+def interleave(functions: Mapping[str, Callable[[], object]], device: str) -> dict[str, list[float]]:
+    """Seconds of every callable, round by round; on a GPU until it has done."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for function in functions.values():
         for _ in range(3):
             function()
+        wait()
     rounds: list[tuple[float, dict[str, float]]] = []
     began = time.perf_counter()
     while len(rounds) < MAX_ROUNDS and (time.perf_counter() - began < MIN_SECONDS or len(rounds) < 5):
@@ -52,6 +54,7 @@ def interleave(functions: Mapping[str, Callable[[], object]]) -> dict[str, list[
         for name, function in functions.items():
             start = time.perf_counter()
             function()
+            wait()
             times[name] = time.perf_counter() - start
         rounds.append((max(calibration, _calibrate()), times))
     usual = statistics.median(c for c, _ in rounds)
@@ -59,8 +62,17 @@ def interleave(functions: Mapping[str, Callable[[], object]]) -> dict[str, list[
     return {name: [times[name] for times in kept] for name in functions}
 
 
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every device that is here; new tensors are made on it."""
+    if request.param != "cpu":
+        torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
+
+
 @pytest.fixture
-def compare(benchmark: BenchmarkFixture) -> Compare:
+def compare(benchmark: BenchmarkFixture, device: str) -> Compare:
     """``compare(op, shape, {"cpp": f, "eager": g, …}, num_bytes=…, flops=…)``: the first is ours.
 
     Returns the median seconds of every callable; the row goes to the table and to ``extra_info``.
@@ -69,7 +81,8 @@ def compare(benchmark: BenchmarkFixture) -> Compare:
     def run(
         op: str, shape: str, functions: Mapping[str, Callable[[], object]], *, num_bytes: int, flops: int
     ) -> dict[str, float]:
-        times = interleave(functions)
+        torch.set_default_device(None)  # would send every call on a detour while it is timed
+        times = interleave(functions, device)
         medians = {name: statistics.median(values) for name, values in times.items()}
         ours = next(iter(functions))
         low, _, high = statistics.quantiles(times[ours], n=4)
@@ -77,7 +90,7 @@ def compare(benchmark: BenchmarkFixture) -> Compare:
             "op": op,
             "shape": shape,
             "dtype": "float32",
-            "device": "cpu",
+            "device": device,
             "backend": ours,
             "bytes": num_bytes,
             "flops": flops,
@@ -102,7 +115,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         ratios = "  ".join(f"{name} {value:.2f}x" for name, value in row["ratio"].items())
         ours = row["median_us"][row["backend"]]
         terminalreporter.write_line(
-            f"{row['op']:34} {row['shape']:26} {row['backend']} {ours:9.1f} us  {ratios}"
+            f"{row['op']:34} {row['shape']:26} {row['device']} {row['backend']} {ours:9.1f} us  {ratios}"
         )
     path = Path(config.getoption("--results"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +124,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     path.write_text(json.dumps({"machine": machine, "rows": _ROWS}, indent=1) + "\n")
     terminalreporter.write_line(f"{path}: {len(_ROWS)} rows")

@@ -90,16 +90,16 @@ def train_parser() -> Parser:
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the run that the directory holds")
     chosen = {name: load_preset(name) for name in presets()}
-    _add_fields(parser, parser, Config, chosen)
+    add_fields(parser, parser, Config, chosen)
     for name, section in sections().items():
         group = parser.add_argument_group(name, section.help)
-        _add_fields(
+        add_fields(
             parser, group, section, {preset: getattr(config, name) for preset, config in chosen.items()}
         )
     return parser
 
 
-def _add_fields(parser: Parser, group: Any, section: type[Section], chosen: Mapping[str, Section]) -> None:
+def add_fields(parser: Parser, group: Any, section: type[Section], chosen: Mapping[str, Section]) -> None:
     """One option per field; ``chosen`` holds the section in every preset."""
     for f in fields(section):
         tp = field_types(section)[f.name]

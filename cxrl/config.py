@@ -45,13 +45,69 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
     help: ClassVar[str] = "the reports that are drawn"
 
+    source: str = option(
+        "phantom",
+        "procedural films; MIMIC-CXR; Open-I; a CSV or Parquet table; or reports alone (docs/data.md)",
+        choices=("phantom", "mimic_cxr", "openi", "table", "prompts"),
+    )
+    root: str = option(
+        "",
+        "mimic_cxr: folder of MIMIC-CXR-JPG; openi: of the films, may be empty; table, prompts: the file",
+    )
+    reports: str = option(
+        "", "mimic_cxr: folder with files/, or mimic-cxr-reports.zip; empty means data.root"
+    )
     num_prompts: int = option(256, "training reports; the anchor bank grows with it", unit="prompts", low=1)
     eval_num_prompts: int = option(
         64, "held-out reports; intervals resample them: few are wide", unit="prompts", low=1
     )
+    eval_split: str = option(
+        "validate", "where held-out reports come from; keep test for the end", choices=("validate", "test")
+    )
     on_long_prompt: str = option(
         "drop", "what to do with a report that the tokenizer would cut", choices=("drop", "error")
     )
+    views: tuple[str, ...] = option(
+        ("PA", "AP"), "views that are used; the default is frontal films; a film without a view is dropped"
+    )
+    placeholders: str = option(
+        "drop_sentence",
+        "de-identification's ___ and XXXX: a sentence with a hole asks for nothing that can be drawn",
+        choices=("keep", "drop_sentence", "drop_report"),
+    )
+    comparisons: str = option(
+        "drop_sentence",
+        "sentences that compare with an earlier film, which one image cannot show",
+        choices=("keep", "drop_sentence", "drop_report"),
+    )
+    label_set: str = option("chexpert", "mimic_cxr: whose labels", choices=("chexpert", "negbio"))
+    label_columns: tuple[str, ...] = option(
+        (), "table, prompts: columns with labels; none means those named like CheXpert's 14 findings"
+    )
+    uncertain_labels: str = option(
+        "mask", "what -1 means: unknown, or present; a blank is always unknown", choices=("mask", "positive")
+    )
+    image_format: str = option(
+        "jpg", "mimic_cxr: .jpg of MIMIC-CXR-JPG or .dcm of MIMIC-CXR", choices=("jpg", "dicom")
+    )
+    check_images: str = option(
+        "none",
+        "drop films whose file is missing, or cannot be decoded (hours for MIMIC); training reads no film",
+        choices=("none", "exist", "decode"),
+    )
+    cache: str = option(
+        "", "folder of the index, which holds report texts; empty means ~/.cache/cxrl/index; none builds anew"
+    )
+    restricted: str = option(
+        "auto",
+        "run directories for their owner alone (mode 0700); auto: yes for mimic_cxr",
+        choices=("auto", "yes", "no"),
+    )
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the data set may not be passed on."""
+        return self.restricted == "yes" or (self.restricted == "auto" and self.source == "mimic_cxr")
 
 
 @dataclass(frozen=True)
@@ -279,6 +335,17 @@ class Config(Section):
         _require(
             prompts <= self.data.num_prompts,
             f"train.prompts_per_epoch: {prompts} is more than data.num_prompts ({self.data.num_prompts})",
+        )
+        data = self.data
+        _require(
+            data.root or data.source in ("phantom", "openi"),
+            f"data.root is empty, but data.source {data.source} needs it (change --data.root)",
+        )
+        _require(data.views, "data.views is empty; expected at least one, such as PA,AP")
+        _require(
+            data.check_images == "none" or (data.root and data.source not in ("phantom", "prompts")),
+            f"data.check_images: {data.check_images}, but data.source {data.source} "
+            f"{'has no data.root' if data.source == 'openi' else 'has no image files'}; use none",
         )
         _require(
             self.optim.minibatches <= rows,

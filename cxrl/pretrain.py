@@ -37,7 +37,9 @@ def _parser() -> Parser:
     parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="default 0")
     table = parser.add_argument_group("fine-tuning")
     table.add_argument("--base", metavar="DIR", help="a StableDiffusionPipeline folder or hub id")
-    table.add_argument("--table", metavar="FILE", type=Path, help="CSV with columns image and text")
+    table.add_argument(
+        "--table", metavar="FILE", type=Path, help="CSV or Parquet with columns image and text"
+    )
     table.add_argument("--steps", metavar="N", type=at_least(1), default=1000, help="default 1000")
     table.add_argument("--batch-size", metavar="N", type=at_least(1), default=8, help="default 8")
     table.add_argument("--learning-rate", metavar="X", type=float, default=1e-5, help="default 1e-5")

@@ -12,12 +12,12 @@ from torch import Tensor
 from cxrl.config import Config, load_yaml
 from cxrl.data.images import save_png
 from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
 from cxrl.metrics.judges import load_judges
 from cxrl.models.policy import Policy, load_policy
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
-from cxrl.rl.prompt_set import load_prompts
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.run_dir import CONFIG
 from cxrl.rl.seeding import generator
@@ -83,6 +83,6 @@ def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, A
     if num_images is not None:
         config = Config.from_dict({"eval": {"num_images": num_images}}, config)
     judges = load_judges(config.eval.judges, engine.device)
-    prompts = load_prompts(config, policy.base, "eval")
+    prompts = load_prompts(config, policy.base, "eval").prompts
     evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
     return evaluator.summary().to_dict(wall_seconds=time.perf_counter() - started)

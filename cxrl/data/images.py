@@ -91,12 +91,12 @@ def save_grid(path: Path, rows: Mapping[str, Tensor], captions: Sequence[str]) -
             canvas.paste(cell.resize(size, Image.Resampling.BICUBIC), (LABEL + p * (CELL + MARGIN), top))
     for p, caption in enumerate(captions):
         left, top = LABEL + p * (CELL + MARGIN), header + len(rows) * (CELL + MARGIN)
-        for k, text in enumerate(_wrap(caption, font, CELL)):
+        for k, text in enumerate(wrap_caption(caption, font, CELL)):
             draw.text((left, top + k * line), text, 0, font)
     _write(path, canvas, {})
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrap_caption(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """At most CAPTION_LINES lines of at most ``width`` pixels; a cut text ends in '...'."""
     lines: list[str] = []
     # The embedded font covers Latin-1; anything else would be an empty box.

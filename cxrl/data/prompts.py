@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,34 @@ class ReportPrompt:
         prompt_id: Stable number of the prompt in its data set; the key of the anchor bank.
         text: The report as the text encoder gets it.
         labels: One value per finding of the data set: 1 present, 0 absent, nan unknown (masked).
+        findings: Names of the labels; empty where they are in the order of the models that use them.
     """
 
     prompt_id: int
     text: str
     labels: tuple[float, ...]
+    findings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.findings and len(self.findings) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.findings)} findings")
+
+    def labels_of(self, findings: Sequence[str]) -> tuple[float, ...]:
+        """The labels of these findings, nan for those that the data set does not know.
+
+        Raises:
+            ValueError: The labels have no names, and are not as many.
+        """
+        if not self.labels:
+            return (math.nan,) * len(findings)
+        if self.findings:
+            known = dict(zip(self.findings, self.labels, strict=True))
+            return tuple(known.get(name, math.nan) for name in findings)
+        if len(self.labels) != len(findings):
+            raise ValueError(
+                f"prompt {self.prompt_id}: {len(self.labels)} unnamed labels for {len(findings)} findings"
+            )
+        return self.labels
 
 
 @dataclass(frozen=True)
@@ -61,5 +85,10 @@ class PromptBatch:
 
     @property
     def labels(self) -> Tensor:
-        """float32 [N, F]: the labels of every sample, nan where unknown."""
+        """float32 [N, F]: the labels of every sample in the data set's order, nan where unknown."""
         return torch.tensor([p.labels for p in self.prompts], dtype=torch.float32)[self.group]
+
+    def labels_of(self, findings: Sequence[str]) -> Tensor:
+        """float32 [N, F]: the labels of these findings, nan where unknown; see :class:`ReportPrompt`."""
+        rows = [p.labels_of(findings) for p in self.prompts]
+        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(findings))[self.group]

@@ -22,16 +22,15 @@ class Judges:
     Images are float32 [N, 1, H, W] in [0, 1].
 
     Attributes:
-        findings: Names of the F findings.
+        findings: Names of the F findings that the classifier knows.
         reference: float32 [R, 128], features of clean films with natural pose.
     """
-
-    findings: tuple[str, ...] = FINDINGS
 
     def __init__(
         self, posture: Scorer, diagnosis: Scorer, consistency: Scorer, reference: Tensor, scale: Tensor
     ) -> None:
         self._posture, self._diagnosis, self._consistency = posture, diagnosis, consistency
+        self.findings: tuple[str, ...] = diagnosis.config.findings or FINDINGS
         self.reference = reference
         self._scale = scale
 

@@ -37,7 +37,7 @@ class JudgeModels(Protocol):
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The F findings, in the order of the labels."""
+        """Names of the F findings that are judged; labels are looked up by them."""
 
     @property
     def reference(self) -> Tensor:
@@ -155,14 +155,14 @@ def evaluate_images(
     texts = judges.text_embeds([p.text for p in batch.prompts])[batch.group]
     embeds = _in_batches(judges.image_embeds, images)
     posture = posture_score(_in_batches(judges.posture, images))
-    probability = _in_batches(judges.classify, images)
+    probability, labels = _in_batches(judges.classify, images), batch.labels_of(judges.findings)
     features, reference = _in_batches(judges.features, images), judges.reference
     aligned = alignment(embeds, texts.cpu()).double()
     distance, similar = within_prompt(images, batch.group, num_prompts)
 
     def scores(counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         weights = counts[:, batch.group]
-        each = weighted_auroc(probability, batch.labels, weights)
+        each = weighted_auroc(probability, labels, weights)
         total = weights.sum(1)
         values = {
             "posture": weights @ posture / total,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,38 @@ class BaseModel:
             head = tensor.detach().reshape(-1)[:256].float().cpu().numpy().tobytes()
             digest.update(f"{name}{tuple(tensor.shape)}".encode() + head)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A pipeline's tokenizer without the pipeline.
+
+    Attributes:
+        tokenizer: Of transformers.
+        max_tokens: Longest prompt in tokens, with the two that mark its ends.
+    """
+
+    tokenizer: Any
+    max_tokens: int
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a prompt, with the two that mark its ends."""
+        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a pipeline, see :func:`load_base`.
+
+    Raises:
+        CxrlError: It is missing or unreadable.
+    """
+    from transformers import AutoTokenizer
+
+    folder = str(PHANTOM) if str(path) == "phantom" else str(path)
+    tokenizer = _load(
+        folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    )
+    return Tokenizer(tokenizer, int(min(tokenizer.model_max_length, _MAX_TOKENS)))
 
 
 def load_base(

@@ -33,6 +33,8 @@ class ScorerConfig:
         image_size: Pixels a side.
         num_outputs: 5 for posture, the number of findings, or the embedding size.
         vocabulary: Words of the text tower (consistency only).
+        findings: Names of the outputs (diagnosis only); empty means the phantom's.
+        crop: Central share of an image's height and width that is looked at.
     """
 
     task: str
@@ -41,6 +43,8 @@ class ScorerConfig:
     image_size: int
     num_outputs: int
     vocabulary: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    crop: float = 1.0
 
 
 class _ResidualBlock(nn.Module):
@@ -157,7 +161,11 @@ class Scorer(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """[N, 1, H, W] -> [N, 64]."""
-        size = self.config.image_size
+        size, crop = self.config.image_size, self.config.crop
+        if crop < 1.0:
+            height, width = (round(crop * n) for n in images.shape[-2:])
+            top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+            images = images[..., top : top + height, left : left + width]
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         x = F.gelu(self.reduce(self.trunk((images - 0.5) * 4.0)))
@@ -198,7 +206,7 @@ def load_scorer(path: Path, *, device: torch.device | str = "cpu") -> Scorer:
     try:
         with safe_open(path, framework="pt") as file:
             fields = json.loads(file.metadata()["config"])
-        fields["vocabulary"] = tuple(fields["vocabulary"])
+        fields |= {name: tuple(fields.get(name, ())) for name in ("vocabulary", "findings")}
         scorer = Scorer(ScorerConfig(**fields))
         scorer.load_state_dict(
             {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}

@@ -4,16 +4,15 @@ adaptation).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from cxrl.data import pixels
+from cxrl.data.table import read_rows
 from cxrl.errors import CxrlError
 from cxrl.models.base import BaseModel, load_base
 from cxrl.pretraining.base import fit_base, save_pipeline
@@ -23,53 +22,30 @@ COLUMNS = ("image", "text")
 
 
 def read_table(path: Path) -> list[tuple[Path, str]]:
-    """Rows (image file, text) of a CSV with the columns ``image`` and ``text``; images are relative to the
-    table.
+    """Rows (image file, text) of a table with the columns ``image`` and ``text``; images are relative to it.
 
     Raises:
         CxrlError: The file or a column is missing, an image or a text is empty, or there is no row.
     """
-    if not path.is_file():
-        raise CxrlError(f"--table: {path} is not a file")
-    rows: list[tuple[Path, str]] = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(file)
-            found = reader.fieldnames or []
-            missing = [c for c in COLUMNS if c not in found]
-            if missing:
-                raise CxrlError(
-                    f"--table: {path} has no column {', '.join(missing)}; found {', '.join(found) or 'none'}"
-                )
-            for row in reader:
-                for column in COLUMNS:
-                    if not (row[column] or "").strip():
-                        raise CxrlError(f"--table: {path} line {reader.line_num} has no {column}")
-                rows.append((path.parent / row["image"], row["text"]))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CxrlError(f"--table: {path} is not a CSV in UTF-8: {error}") from None
-    if not rows:
-        raise CxrlError(f"--table: {path} has no rows")
-    return rows
+    rows = read_rows(path, COLUMNS, "--table")
+    for line, row in rows:
+        for column in COLUMNS:
+            if not row[column].strip():
+                raise CxrlError(f"--table: {path} line {line} has no {column}")
+    return [(path.parent / row["image"], row["text"]) for _, row in rows]
 
 
 def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
     """float32 [channels, height, width] in [-1, 1]: grey, centre-cropped to the aspect ratio and resized.
 
     Raises:
-        CxrlError: The file is missing, truncated or no image.
+        CxrlError: The file is missing, truncated, blank or no image.
     """
     try:
-        with Image.open(path) as image:
-            grey = image.convert("L")
-    except (OSError, UnidentifiedImageError) as error:
-        raise CxrlError(f"{path} cannot be read as an image ({error}); mend or remove its row") from None
-    scale = max(width / grey.width, height / grey.height)
-    size = (max(width, round(grey.width * scale)), max(height, round(grey.height * scale)))
-    grey = grey.resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    pixels = np.asarray(grey.crop((left, top, left + width, top + height)), dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1.0).expand(channels, -1, -1)
+        image = pixels.read_image(path, (height, width))
+    except pixels.UnreadableImage as error:
+        raise CxrlError(f"{error}; mend or remove its row") from None
+    return (image * 2.0 - 1.0).expand(channels, -1, -1)
 
 
 def finetune(

@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from cxrl.data.prompts import PromptBatch
+from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 
 PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
@@ -42,7 +43,7 @@ BUILT_IN = {
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything with a name and a score."""
+    """Anything with a name and a score. One that needs labels also has ``findings``, their names."""
 
     name: str
 
@@ -96,6 +97,21 @@ def build_rewards(names: Sequence[str], path: str, device: torch.device | str = 
     return rewards
 
 
+def check_labels(rewards: Mapping[str, Reward], prompts: Sequence[ReportPrompt]) -> None:
+    """Refuse a reward that needs labels where no prompt has a known one: it would be a constant.
+
+    Raises:
+        CxrlError: The reward, its findings and what to change.
+    """
+    for name, reward in rewards.items():
+        findings: Sequence[str] = getattr(reward, "findings", ())
+        if findings and all(math.isnan(v) for p in prompts for v in p.labels_of(findings)):
+            raise CxrlError(
+                f"rewards.names: {name} needs labels of {', '.join(findings)}, and none of {len(prompts)} "
+                "reports has a known one; leave it out, or name label columns (--data.label-columns)"
+            )
+
+
 @torch.no_grad()
 def score_all(
     rewards: dict[str, Reward], images: Tensor, batch: PromptBatch
@@ -125,8 +141,9 @@ def score_all(
         bad = (~torch.isfinite(score)).nonzero().flatten()
         if len(bad):
             n = int(bad[0])
+            number = batch.prompts[int(batch.group[n])].prompt_id
             raise CxrlError(
-                f"reward {name!r} is {float(score[n])} for sample {n} of {len(batch)} ({batch.texts[n]!r}); "
+                f"reward {name!r} is {float(score[n])} for sample {n} of {len(batch)} (prompt {number}); "
                 "rewards must be finite"
             )
         columns.append(score.detach().float())

@@ -2,7 +2,7 @@
 
 A frozen multi-label classifier gives the probability of every finding. The score is the mean of two
 averages: the probability of the findings that the report names, and one minus that of those it does not.
-Unknown labels (nan) are masked.
+Unknown labels (nan) are masked: what a report does not mention counts neither way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
+from cxrl.data.reports import FINDINGS
 from cxrl.models.scorers import load_scorer
 from cxrl.rewards.base import register_reward
 
@@ -33,14 +34,20 @@ def label_agreement(probability: Tensor, labels: Tensor) -> Tensor:
 
 @register_reward("diagnosis")
 class DiagnosisReward:
-    """r_diag of ``diagnosis.safetensors``."""
+    """r_diag of ``diagnosis.safetensors``.
+
+    Attributes:
+        findings: Names of the classifier's outputs; the labels of the prompts are looked up by them.
+    """
 
     name = "diagnosis"
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.model = load_scorer(path / "diagnosis.safetensors", device=device)
+        self.findings = self.model.config.findings or FINDINGS
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """Label agreement [N] in [0, 1], times the probability that the image is a chest film."""
         logits, validity = self.model(images)
-        return label_agreement(logits.sigmoid(), batch.labels.to(logits.device)) * validity.sigmoid()
+        labels = batch.labels_of(self.findings).to(logits.device)
+        return label_agreement(logits.sigmoid(), labels) * validity.sigmoid()

@@ -23,6 +23,8 @@ _CONTENT = (CONFIG, METRICS, SUMMARY, CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
 MAY_CHANGE = (
     "run",
     "eval",
+    "data.cache",
+    "data.restricted",
     "train.num_epochs",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -62,7 +64,7 @@ class RunDir:
         return (self.path / CONFIG).exists() or bool(checkpoints(self.checkpoints))
 
     def claim(self, config: Config, *, resume: bool, overwrite: bool) -> None:
-        """Make the directory ready and write the configuration.
+        """Make the directory ready and write the configuration. Restricted data: for the owner alone.
 
         Raises:
             CxrlError: It cannot be written, it holds a run and neither flag is given, or a resumed run's
@@ -72,6 +74,8 @@ class RunDir:
             raise CxrlError("--resume and --overwrite contradict each other; give one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if config.data.is_restricted:
+                self.path.chmod(0o700)  # reports and images of a run quote the data set
             probe = self.path / ".write-test"
             probe.touch()
             probe.unlink()

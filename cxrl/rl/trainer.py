@@ -18,19 +18,20 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.data.sources import load_prompts, message, readable
 from cxrl.errors import CxrlError
 from cxrl.metrics.judges import load_judges
 from cxrl.metrics.summary import JudgeModels, Summary
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
-from cxrl.rewards.base import Reward, build_rewards, score_all
+from cxrl.rewards.base import Reward, build_rewards, check_labels, score_all
 from cxrl.rl.advantages import advantages
 from cxrl.rl.anchor import AnchorBank, bank_batch, bank_noise
 from cxrl.rl.comparison import RewardUnits, compare, reward_units
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator, Limits
 from cxrl.rl.progress import Reporter, epoch_record
-from cxrl.rl.prompt_set import epoch_prompts, load_prompts, readable
+from cxrl.rl.prompt_set import epoch_prompts
 from cxrl.rl.records import RewardTable, Rollout
 from cxrl.rl.rollout import Sampler, batch_noise, start_from
 from cxrl.rl.run_dir import RunDir
@@ -117,10 +118,14 @@ class Trainer:
             allow_pickle=config.model.allow_pickle,
         )
         if self._prompts is None:
-            self.prompts = load_prompts(config, base, "train")
-            held_out = load_prompts(config, base, "eval")
+            sets = [load_prompts(config, base, split) for split in ("train", "eval")]
         else:
-            self.prompts, held_out = (readable(p, base, config.data.on_long_prompt) for p in self._prompts)
+            sets = [readable(p, base, config.data.on_long_prompt) for p in self._prompts]
+        self.prompts, held_out = (chosen.prompts for chosen in sets)
+        for split, chosen in zip(("train", "eval"), sets, strict=True):
+            line = message(config.data, split, chosen)
+            if line and self.engine.is_main:
+                self.reporter.message(line)
         per_epoch = config.train.prompts_per_epoch
         if per_epoch > len(self.prompts):
             raise CxrlError(
@@ -132,6 +137,7 @@ class Trainer:
         device, names = self.engine.device, config.rewards.names
         rewards = self._rewards or build_rewards(names, config.rewards.path, device)
         self.rewards = {name: rewards[name] for name in names}
+        check_labels(self.rewards, self.prompts)
         judges = self._judges or load_judges(config.eval.judges, device)
         self.policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
         self.sampler = Sampler(self.policy, config.sampler)

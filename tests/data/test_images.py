@@ -10,10 +10,10 @@ from cxrl.data.images import (
     LABEL,
     MARGIN,
     SYNTHETIC,
-    _wrap,
     save_grid,
     save_png,
     to_uint8,
+    wrap_caption,
 )
 from cxrl.errors import CxrlError
 
@@ -78,12 +78,12 @@ def test_captions_are_cut_with_dots():
     from PIL import ImageFont
 
     font = ImageFont.load_default(13)
-    lines = _wrap("word " * 200, font, CELL)
+    lines = wrap_caption("word " * 200, font, CELL)
     assert len(lines) == CAPTION_LINES
     assert lines[-1].endswith("...")
-    assert all(font.getlength(line) <= CELL for line in _wrap("x" * 400, font, CELL) + lines)
-    assert _wrap("Two words", font, CELL) == ["Two words"]
-    assert _wrap("38 °C – “fever” α", font, CELL) == ['38 °C - "fever" ?']
+    assert all(font.getlength(line) <= CELL for line in wrap_caption("x" * 400, font, CELL) + lines)
+    assert wrap_caption("Two words", font, CELL) == ["Two words"]
+    assert wrap_caption("38 °C – “fever” α", font, CELL) == ['38 °C - "fever" ?']
 
 
 def test_a_grid_needs_one_image_per_caption(tmp_path):

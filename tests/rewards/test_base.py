@@ -129,4 +129,4 @@ def test_a_score_that_is_not_finite_names_reward_and_sample(bad: float) -> None:
     score = torch.tensor([0.0, 1.0, bad])
     with pytest.raises(CxrlError) as error:
         score_all({"fine": Given(torch.zeros(3)), "odd": Given(score)}, IMAGES, BATCH)
-    assert f"reward 'odd' is {bad} for sample 2 of 3 ('Large effusion.')" in str(error.value)
+    assert f"reward 'odd' is {bad} for sample 2 of 3 (prompt 1)" in str(error.value)

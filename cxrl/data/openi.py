@@ -1,0 +1,145 @@
+"""Open-I / Indiana University chest films: the reports that torchxrayvision ships, read where they lie.
+
+3,955 reports with 7,470 films (Demner-Fushman et al. 2016, doi 10.1093/jamia/ocv080), CC BY-NC-ND 4.0.
+Nothing is copied or downloaded. The films themselves are optional: ``data.root`` is the folder with
+``<imageid>.png``. There is no official split; a report is a patient.
+
+Labels come from the indexers' MeSH headings (``major``). A heading says that a finding is present; a film
+indexed as normal has none of them; what is not mentioned is unknown, not absent. ``No Finding`` is absent
+where another finding but a device is present.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import math
+import tarfile
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+from cxrl.config import DataConfig
+from cxrl.data.index import CHEXPERT_FINDINGS, FilmRecord, Index, Tally, assign_splits
+from cxrl.data.sections import clean
+from cxrl.errors import CxrlError
+
+REPORTS, METADATA, VIEWS = "NLMCXR_reports.tgz", "nlmcxr_dicom_metadata.csv.gz", "nlmcxr_tsne_pa.csv.gz"
+HEADINGS = {
+    "Pulmonary Atelectasis": "Atelectasis",
+    "Cardiomegaly": "Cardiomegaly",
+    "Consolidation": "Consolidation",
+    "Pulmonary Edema": "Edema",
+    "Cardiac Shadow/enlarged": "Enlarged Cardiomediastinum",
+    "Mediastinum/enlarged": "Enlarged Cardiomediastinum",
+    "Mediastinum/prominent": "Enlarged Cardiomediastinum",
+    "Fractures, Bone": "Fracture",
+    "Nodule": "Lung Lesion",
+    "Mass": "Lung Lesion",
+    "Opacity/lung": "Lung Opacity",
+    "Airspace Disease": "Lung Opacity",
+    "Infiltrate": "Lung Opacity",
+    "Pleural Effusion": "Pleural Effusion",
+    "Thickening/pleura": "Pleural Other",
+    "Pneumonia": "Pneumonia",
+    "Pneumothorax": "Pneumothorax",
+    "Hydropneumothorax": "Pneumothorax",
+    "Hemopneumothorax": "Pneumothorax",
+    "Catheters, Indwelling": "Support Devices",
+    "Implanted Medical Device": "Support Devices",
+    "Medical Device": "Support Devices",
+    "Tube, Inserted": "Support Devices",
+}
+"""MeSH heading, with its first qualifier where that matters → the CheXpert finding it is taken for."""
+
+
+def openi_files() -> list[Path]:
+    """The three files of the installed torchxrayvision. Raises CxrlError where they are missing."""
+    package = importlib.util.find_spec("torchxrayvision")
+    folder = (
+        Path(package.origin).parent / "data" if package and package.origin else Path("torchxrayvision/data")
+    )
+    paths = [folder / name for name in (REPORTS, METADATA, VIEWS)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise CxrlError(
+            f"data.source openi: {missing[0]} is missing; pip install torchxrayvision (1.3 or newer)"
+        )
+    return paths
+
+
+def build_openi(config: DataConfig) -> Index:
+    """The index of Open-I. Raises CxrlError where the files of torchxrayvision cannot be read."""
+    reports, metadata, better = openi_files()
+    # Where there is one, the view that torchxrayvision derived from the pixels replaces the recorded one.
+    view_of = _column(metadata, "imageid", "View Position") | _column(better, "imageid", "tsne-view")
+    wanted = {view.upper() for view in config.views}
+    dropped, noted = Tally(), Tally()
+    films: list[FilmRecord] = []
+    for report in _reports(reports):
+        name = next(node.get("id", "") for node in report.iter("uId"))
+        number = int(name.removeprefix("CXR"))
+        images = [node.get("id", "") for node in report.iterfind(".//parentImage")]
+        if not images:
+            dropped.add("report without films", name)
+        frontal = []
+        for image in images:
+            view = view_of.get(image, "").upper()
+            if view in wanted:
+                frontal.append((image, view))
+            else:
+                dropped.add(f"view {view or 'blank'} is not in data.views", image)
+        if not frontal:
+            continue
+        handling = {"placeholders": config.placeholders, "comparisons": config.comparisons}
+        text, problem = clean(_text(report), **handling, tally=noted, name=name)
+        labels = labels_of([node.text or "" for node in report.iterfind(".//MeSH/major")])
+        if not problem and all(math.isnan(value) for value in labels):
+            noted.add("no known label", name)
+        for image, view in frontal:
+            if problem:
+                dropped.add(problem, image)
+            else:
+                file = f"{image}.png" if config.root else ""
+                films.append(FilmRecord(number, image, name, "", view, file, text, labels))
+    splits = assign_splits(film.patient for film in films)
+    films = [replace(film, split=splits[film.patient]) for film in films]
+    films.sort(key=lambda film: (film.study, film.film))
+    root = Path(config.root or ".")
+    return Index(config.source, root, CHEXPERT_FINDINGS, tuple(films), dropped.counts(), noted.counts())
+
+
+def labels_of(headings: list[str]) -> tuple[float, ...]:
+    """The 14 labels of a report's MeSH headings, such as ``Opacity/lung/upper lobe/right`` or ``normal``."""
+    words = [heading.strip().split("/") for heading in headings]
+    if ["normal"] in words:
+        return tuple(float(finding == "No Finding") for finding in CHEXPERT_FINDINGS)
+    keys = {"/".join(parts[:n]) for parts in words for n in (1, 2)}
+    present = {HEADINGS[key] for key in keys & HEADINGS.keys()}
+    known = dict.fromkeys(present, 1.0)
+    if present - {"Support Devices"}:
+        known["No Finding"] = 0.0
+    return tuple(known.get(finding, math.nan) for finding in CHEXPERT_FINDINGS)
+
+
+def _text(report: ET.Element) -> str:
+    """Impression, else findings, in one line."""
+    found = {
+        node.get("Label", ""): " ".join((node.text or "").split()) for node in report.iter("AbstractText")
+    }
+    return found.get("IMPRESSION") or found.get("FINDINGS") or ""
+
+
+def _reports(path: Path) -> list[ET.Element]:
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            opened = (archive.extractfile(member) for member in archive if member.name.endswith(".xml"))
+            return [ET.parse(file).getroot() for file in opened if file is not None]
+    except (tarfile.TarError, OSError, EOFError, ET.ParseError) as error:
+        raise CxrlError(f"{path} cannot be read ({error}); install torchxrayvision again") from None
+
+
+def _column(path: Path, key: str, value: str) -> dict[str, str]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        return {row[key]: row[value].strip() for row in csv.DictReader(file)}

@@ -1,0 +1,245 @@
+"""From ``data.source`` to an index, and from there to the reports of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from cxrl.config import Config, DataConfig
+from cxrl.data.index import Count, FilmRecord, Index, Tally, cached_index, describe, file_key, in_threads
+from cxrl.data.prompts import ReportPrompt
+from cxrl.errors import CxrlError
+
+_NOT_CONTENT = ("num_prompts", "eval_num_prompts", "eval_split", "on_long_prompt", "cache", "restricted")
+"""Fields of ``data`` that do not change the index."""
+
+
+class TextReader(Protocol):
+    """What reads the prompts; :class:`cxrl.models.base.BaseModel` is one."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text."""
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text, with the two that mark its ends."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The reports of a split.
+
+    Attributes:
+        prompts: At most as many as were asked for.
+        skipped: Reason → reports that were looked at and left out.
+    """
+
+    prompts: tuple[ReportPrompt, ...]
+    skipped: Mapping[str, Count] = field(default_factory=dict)
+
+
+def load_index(config: DataConfig, *, rebuild: bool = False) -> Index:
+    """The index of a data set, from the cache where it is there.
+
+    Args:
+        config: Which data set, and what of it.
+        rebuild: Build it again.
+
+    Raises:
+        CxrlError: A file is missing or cannot be read, or no film is left; the message says what was dropped.
+    """
+    files, build = _source(config)
+    options = {k: v for k, v in vars(config).items() if k not in _NOT_CONTENT}
+    try:
+        key = {**options, "root": os.path.abspath(config.root), "files": file_key(files)}
+    except OSError as error:
+        raise CxrlError(f"data.root: cannot read {error.filename}: {error.strerror}") from None
+    index = cached_index(key, lambda: _checked(build(config), config), _cache(config), rebuild=rebuild)
+    if not index.films:
+        raise CxrlError(f"data.source {config.source}: no film is left; dropped: {describe(index.dropped)}")
+    return index
+
+
+def _source(config: DataConfig) -> tuple[list[Path], Callable[[DataConfig], Index]]:
+    """The files that the index is read from, and what builds it."""
+    if config.source == "mimic_cxr":
+        from cxrl.data.mimic_cxr import build_mimic, mimic_files
+
+        return mimic_files(config), build_mimic
+    if config.source == "openi":
+        from cxrl.data.openi import build_openi, openi_files
+
+        return openi_files(), build_openi
+    if config.source in ("table", "prompts"):
+        from cxrl.data.table import build_prompts, build_table
+
+        return [Path(config.root)], build_table if config.source == "table" else build_prompts
+    raise CxrlError(
+        f"data.source: {config.source} has no files; its films: python -m cxrl.data.phantom --out sheet.png"
+    )
+
+
+def _cache(config: DataConfig) -> Path | None:
+    if config.cache == "none":
+        return None
+    if config.cache:
+        return Path(config.cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrl" / "index"
+
+
+def _checked(index: Index, config: DataConfig) -> Index:
+    """The index without films whose file fails ``data.check_images``."""
+    if config.check_images == "none":
+        return index
+    from cxrl.data.pixels import UnreadableImage, import_pydicom, read_image
+
+    if any(film.image.endswith(".dcm") for film in index.films):
+        import_pydicom()
+
+    def problem(film: FilmRecord) -> str:
+        path = index.root / film.image
+        if config.check_images == "exist":
+            return "" if path.is_file() else "image missing"
+        try:
+            read_image(path)
+        except UnreadableImage as error:
+            return error.reason
+        return ""
+
+    dropped = Tally()
+    kept: list[FilmRecord] = []
+    for film, reason in zip(index.films, in_threads(problem, index.films), strict=True):
+        if reason:
+            dropped.add(reason, film.film)
+        else:
+            kept.append(film)
+    return replace(index, films=tuple(kept), dropped={**index.dropped, **dropped.counts()})
+
+
+def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:
+    """Reports of a split that the text encoder can read whole, with distinct texts.
+
+    One study gives one prompt. Studies are taken in the order of a digest of (seed, study), so a larger
+    ``data.num_prompts`` keeps the smaller one's reports.
+
+    Args:
+        config: ``data`` says which and how many, ``seed`` which of them.
+        reader: Counts tokens.
+        split: "train" or "eval" (``data.eval_split``; for the phantom, phrasings never trained on).
+
+    Raises:
+        CxrlError: None is left, or one is too long and ``data.on_long_prompt`` is "error".
+    """
+    data = config.data
+    num = data.num_prompts if split == "train" else data.eval_num_prompts
+    if data.source == "phantom":
+        from cxrl.data.phantom import phantom_prompts
+        from cxrl.data.reports import FINDINGS
+
+        prompts = phantom_prompts(num, seed=config.seed, split=split)
+        return readable([replace(p, findings=FINDINGS) for p in prompts], reader, data.on_long_prompt)
+    index = load_index(data)
+    name = "train" if split == "train" else data.eval_split
+    films = study_order(index.split(name), config.seed)
+    if not films:
+        raise CxrlError(
+            f"data.source {data.source}: no report in split {name!r}; dropped: {describe(index.dropped)}"
+        )
+    return choose_prompts(
+        films,
+        num,
+        findings=index.findings,
+        reader=reader,
+        on_long_prompt=data.on_long_prompt,
+    )
+
+
+def study_order(films: Sequence[FilmRecord], seed: int) -> list[FilmRecord]:
+    """The first film of every study, studies in the order of a digest of (seed, study)."""
+
+    def digest(film: FilmRecord) -> bytes:
+        return hashlib.blake2b(f"{seed}/{film.study}".encode(), digest_size=8).digest()
+
+    return sorted({film.study: film for film in reversed(films)}.values(), key=digest)
+
+
+def choose_prompts(
+    films: Sequence[FilmRecord],
+    num: int | None,
+    *,
+    findings: tuple[str, ...],
+    reader: TextReader,
+    on_long_prompt: str,
+) -> PromptSet:
+    """The first ``num`` (None: all) distinct texts that the reader can read whole; arguments as above."""
+    prompts: list[ReportPrompt] = []
+    skipped = Tally()
+    seen: set[str] = set()
+    for film in films:
+        if len(prompts) == num:
+            break
+        if film.text in seen:
+            skipped.add("same text as another report", film.study)
+            continue
+        seen.add(film.text)
+        if _too_long(film.study, film.text, reader, on_long_prompt):
+            skipped.add(f"longer than {reader.max_tokens} tokens", film.study)
+            continue
+        prompts.append(ReportPrompt(film.study, film.text, film.labels, findings))
+    return _some(prompts, len(seen), skipped, reader)
+
+
+def readable(prompts: Sequence[ReportPrompt], reader: TextReader, on_long_prompt: str) -> PromptSet:
+    """The prompts that fit the text encoder, distinct by number.
+
+    Raises:
+        CxrlError: The list is empty, none fits, one is too long and that is an error, or a number occurs
+            twice.
+    """
+    if not prompts:
+        raise CxrlError("the prompt list is empty; expected at least one report")
+    if len({p.prompt_id for p in prompts}) != len(prompts):
+        raise CxrlError(
+            "two prompts share a prompt_id, which names the anchor bank's rows; make them distinct"
+        )
+    skipped, kept = Tally(), []
+    for prompt in prompts:
+        if _too_long(prompt.prompt_id, prompt.text, reader, on_long_prompt):
+            skipped.add(f"longer than {reader.max_tokens} tokens", prompt.prompt_id)
+        else:
+            kept.append(prompt)
+    return _some(kept, len(prompts), skipped, reader)
+
+
+def _too_long(number: int, text: str, reader: TextReader, on_long_prompt: str) -> bool:
+    """Whether a report would be cut. The error names it by number: logs are no place for report texts."""
+    count = reader.num_tokens(text)
+    if count > reader.max_tokens and on_long_prompt == "error":
+        raise CxrlError(
+            f"prompt {number} has {count} tokens, the text encoder reads {reader.max_tokens}; shorten it or "
+            "set data.on_long_prompt drop"
+        )
+    return count > reader.max_tokens
+
+
+def _some(prompts: Sequence[ReportPrompt], total: int, skipped: Tally, reader: TextReader) -> PromptSet:
+    if not prompts:
+        raise CxrlError(
+            f"all {total} prompts are longer than the {reader.max_tokens} tokens that the text encoder "
+            "reads; shorten them"
+        )
+    return PromptSet(tuple(prompts), skipped.counts())
+
+
+def message(config: DataConfig, split: str, chosen: PromptSet) -> str:
+    """What to tell the user about a split: nothing for the phantom as it ships, else a line."""
+    if config.source == "phantom" and not chosen.skipped:
+        return ""
+    num = config.num_prompts if split == "train" else config.eval_num_prompts
+    asked = "" if len(chosen.prompts) == num else f" of {num} asked for"
+    left_out = f"; left out: {describe(chosen.skipped)}" if chosen.skipped else ""
+    return f"{len(chosen.prompts)}{asked} {'training' if split == 'train' else 'held-out'} reports{left_out}"

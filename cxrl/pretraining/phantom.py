@@ -52,7 +52,7 @@ class PhantomPlan:
     decoder_steps: int = 1500
     num_reports: int = 4000
     text_encoder_steps: int = 500
-    base_steps: int = 6000
+    base_steps: int = 4500
     base_batch_size: int = 32
     base_learning_rate: float = 1e-3
     scorer_steps: int = 2200

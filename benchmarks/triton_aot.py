@@ -162,6 +162,8 @@ def cases() -> Iterator[Case]:
     for dim in DIMS:
         for dtype, name in DTYPES.items():
             for cross in (False, True):
+                if dtype == torch.bfloat16 and dim != 64:
+                    continue  # the code of float16 with other conversions
                 label = f"D{dim}-{name}-{'cross' if cross else 'self'}"
                 yield "attention", label, _attention_case(dim, dtype, cross)
     for dtype, name in DTYPES.items():

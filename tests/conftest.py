@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +129,16 @@ def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
     """Folder of a tiny random StableDiffusionPipeline. Shared by all tests: never write there."""
     return make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def mimic() -> Any:
+    """The module ``tests/data/mimic_tree.py``; tests are no package."""
+    path = Path(__file__).parent / "data" / "mimic_tree.py"
+    spec = importlib.util.spec_from_file_location("mimic_tree", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mimic_tree"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -181,6 +181,17 @@ def test_unreadable_files_are_named(tmp_path):
         ({"policy": {"train": "none", "num_ace_tokens": 0}}, "leaves nothing to train"),
         ({"train": {"samples_per_prompt": 1}}, r"comparison\.center prompt needs at least 2"),
         ({"data": {"num_prompts": 3}}, r"train\.prompts_per_epoch: 8 is more than data\.num_prompts \(3\)"),
+        (
+            {"data": {"source": "mimic_cxr"}},
+            r"data\.root is empty, but data\.source mimic_cxr needs it \(change --data\.root\)",
+        ),
+        ({"data": {"source": "table"}}, r"data\.root is empty, but data\.source table needs it"),
+        ({"data": {"views": "none"}}, r"data\.views is empty; expected at least one, such as PA,AP"),
+        (
+            {"data": {"source": "openi", "check_images": "exist"}},
+            r"data\.check_images: exist, but data\.source openi has no data\.root; use none",
+        ),
+        ({"data": {"check_images": "decode"}}, r"but data\.source phantom has no image files; use none"),
         ({"optim": {"minibatches": 10**6}}, r"optim\.minibatches: 1000000 exceeds the epoch's 768"),
     ],
 )

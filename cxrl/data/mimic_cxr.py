@@ -28,7 +28,6 @@ from cxrl.data.index import (
     FilmRecord,
     Index,
     Tally,
-    drop_patients_in_two_splits,
     in_threads,
     label_value,
 )
@@ -77,7 +76,7 @@ def build_mimic(config: DataConfig) -> Index:
     """
     root = Path(config.root)
     dropped, noted = Tally(), Tally()
-    rows = _films(config, _read_table(root, "metadata"), _splits(root, dropped), dropped)
+    rows = _films(config, root, dropped)
     read, reports_read = _report_reader(_reports_path(config))
     studies = {study: patient for _, patient, study, _, _ in rows}
     raw = dict(zip(studies, in_threads(read, [(p, s) for s, p in studies.items()]), strict=True))
@@ -123,45 +122,40 @@ def _read_table(root: Path, kind: str) -> list[tuple[str, ...]]:
     return list(frame[columns].itertuples(index=False, name=None))
 
 
-def _splits(root: Path, dropped: Tally) -> dict[str, str]:
-    """dicom_id → split; "" for a film that the table has in two."""
+def _splits(root: Path) -> tuple[dict[str, str], set[str]]:
+    """dicom_id → split, and the patients that the table has in more than one."""
     splits: dict[str, str] = {}
-    for dicom, _, _, split in _read_table(root, "split"):
-        if splits.setdefault(dicom, split) != split:
-            splits[dicom] = ""
-            dropped.add("film in two splits", dicom)
-    return splits
+    by_patient: dict[str, set[str]] = {}
+    for dicom, patient, _, split in _read_table(root, "split"):
+        splits.setdefault(dicom, split)
+        if split in SPLITS:
+            by_patient.setdefault(patient, set()).add(split)
+    return splits, {patient for patient, found in by_patient.items() if len(found) > 1}
 
 
-def _films(
-    config: DataConfig, metadata: Sequence[tuple[str, ...]], splits: dict[str, str], dropped: Tally
-) -> list[tuple[str, str, str, str, str]]:
+def _films(config: DataConfig, root: Path, dropped: Tally) -> list[tuple[str, str, str, str, str]]:
     """(dicom_id, subject_id, study_id, view, split) of the films in a split and of the views asked for."""
     views = {view.upper() for view in config.views}
+    splits, in_two = _splits(root)
     seen: set[str] = set()
-    records = []
-    for dicom, patient, study, view in metadata:
+    kept = []
+    for dicom, patient, study, view in _read_table(root, "metadata"):
+        view, split = view.strip().upper(), splits.get(dicom)
         if dicom in seen:
             dropped.add("duplicated id", dicom)
-            continue
-        seen.add(dicom)
-        split = splits.get(dicom)
-        if split is None:
-            dropped.add("not in split.csv", dicom)
-        elif split not in SPLITS:
-            if split:
-                dropped.add(f"unknown split {split[:20]!r}", dicom)
         elif not (patient.isdecimal() and study.isdecimal() and dicom):
             dropped.add("malformed id", f"{dicom} of {patient}/{study}")
+        elif split is None:
+            dropped.add("not in split.csv", dicom)
+        elif patient in in_two:
+            dropped.add("patient in two splits", f"p{patient}: {dicom}")
+        elif split not in SPLITS:
+            dropped.add(f"unknown split {split[:20]!r}", dicom)
+        elif view not in views:
+            dropped.add(f"view {view or 'blank'} is not in data.views", dicom)
         else:
-            records.append(FilmRecord(int(study), dicom, patient, split, view.strip().upper(), "", "", ()))
-    # Before the view filter: a patient whose lateral film is in another split is in two splits.
-    kept = []
-    for film in drop_patients_in_two_splits(records, dropped):
-        if film.view in views:
-            kept.append((film.film, film.patient, str(film.study), film.view, film.split))
-        else:
-            dropped.add(f"view {film.view or 'blank'} is not in data.views", film.film)
+            kept.append((dicom, patient, study, view, split))
+        seen.add(dicom)
     return kept
 
 

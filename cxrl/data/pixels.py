@@ -132,7 +132,7 @@ def _read_picture(path: Path, size: tuple[int, int] | None) -> np.ndarray:
             if image.mode in _16_BIT:
                 pixels = np.asarray(image).astype(np.float32) / 65535.0
             elif image.mode == "F":
-                pixels = np.asarray(image, dtype=np.float32)
+                pixels = np.array(image, dtype=np.float32)
             else:
                 pixels = np.asarray(image.convert("L"), dtype=np.float32) / 255.0
     except UnreadableImage:

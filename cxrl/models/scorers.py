@@ -46,6 +46,10 @@ class ScorerConfig:
     findings: tuple[str, ...] = ()
     crop: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.findings and len(self.findings) != self.num_outputs:
+            raise ValueError(f"{self.num_outputs} outputs for {len(self.findings)} findings")
+
 
 class _ResidualBlock(nn.Module):
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:

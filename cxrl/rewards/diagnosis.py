@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
 from cxrl.data.reports import FINDINGS
+from cxrl.errors import CxrlError
 from cxrl.models.scorers import load_scorer
 from cxrl.rewards.base import register_reward
 
@@ -45,6 +46,11 @@ class DiagnosisReward:
     def __init__(self, path: Path, device: torch.device) -> None:
         self.model = load_scorer(path / "diagnosis.safetensors", device=device)
         self.findings = self.model.config.findings or FINDINGS
+        if len(self.findings) != self.model.config.num_outputs:
+            raise CxrlError(
+                f"{path / 'diagnosis.safetensors'} has {self.model.config.num_outputs} outputs and does not name "
+                f"them; expected the phantom's {len(FINDINGS)}, or findings in its metadata"
+            )
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """Label agreement [N] in [0, 1], times the probability that the image is a chest film."""

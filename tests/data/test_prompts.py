@@ -25,6 +25,20 @@ def test_labels_follow_the_samples_and_keep_nan() -> None:
     assert torch.equal(batch.labels.nan_to_num(-1), expected.nan_to_num(-1))
 
 
+def test_labels_are_looked_up_by_name() -> None:
+    named = ReportPrompt(1, "Edema.", (1.0, 0.0), ("Edema", "Fracture"))
+    batch = PromptBatch((named, A), torch.tensor([0, 1, 0]))
+    found = batch.labels_of(("Fracture", "Edema"))
+    assert found.tolist() == [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], "unnamed labels are in the order asked for"
+    assert str(named.labels_of(("Pneumonia", "Edema"))) == "(nan, 1.0)"
+    assert str(ReportPrompt(2, "x", ()).labels_of(("Edema",))) == "(nan,)"
+    assert tuple(PromptBatch((), torch.zeros(0, dtype=torch.int64)).labels_of(("a", "b")).shape) == (0, 2)
+    with pytest.raises(ValueError, match="prompt 7: 2 unnamed labels for 3 findings"):
+        batch.labels_of(("a", "b", "c"))
+    with pytest.raises(ValueError, match="1 labels for 2 findings"):
+        ReportPrompt(3, "x", (1.0,), ("a", "b"))
+
+
 def test_a_slice_keeps_the_distinct_prompts() -> None:
     part = PromptBatch.repeat([A, B], 2).slice(1, 3)
     assert part.prompts == (A, B)

@@ -139,6 +139,13 @@ def test_images_are_cropped_to_the_centre_and_keep_their_levels(tmp_path: Path) 
     assert bool((read_image(tmp_path / "wide.png", 8, 8, 1) == -1.0).all())
 
 
+def test_sixteen_bits_keep_their_levels(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    image = read_image(tmp_path / "deep.png", 8, 8, 1)[0]
+    assert torch.allclose(image, torch.from_numpy(levels.astype(np.float32)) / 32767.5 - 1.0, atol=1e-6)
+
+
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)).save(
         tmp_path / "a.png"

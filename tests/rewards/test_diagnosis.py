@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from cxrl.data.phantom import Films
-from cxrl.data.prompts import PromptBatch
+from cxrl.data.index import CHEXPERT_FINDINGS
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.data.reports import FINDINGS
+from cxrl.errors import CxrlError
 from cxrl.metrics.classification import macro_auroc
-from cxrl.rewards.base import Reward
-from cxrl.rewards.diagnosis import label_agreement
+from cxrl.models.scorers import Scorer, ScorerConfig, save_scorer
+from cxrl.rewards.base import Reward, check_labels
+from cxrl.rewards.diagnosis import DiagnosisReward, label_agreement
 
 NAN = math.nan
 
@@ -68,3 +73,55 @@ def test_what_is_no_film_never_scores_well(
     bad = rewards["diagnosis"].score(not_a_film, batch)
     assert float(bad.max()) < float(real.quantile(0.05))
     assert float(bad.mean()) < 0.1
+
+
+def in_chexpert_order(batch: PromptBatch) -> PromptBatch:
+    """The same prompts with CheXpert's 14 labels: the seven of the phantom by name, the others unknown."""
+    prompts = []
+    for p in batch.prompts:
+        known = dict(zip(FINDINGS, p.labels, strict=True))
+        labels = tuple(known.get(name, NAN) for name in CHEXPERT_FINDINGS)
+        prompts.append(ReportPrompt(p.prompt_id, p.text, labels, CHEXPERT_FINDINGS))
+    return PromptBatch(tuple(prompts), batch.group)
+
+
+def test_labels_of_another_data_set_are_matched_by_name(
+    films: Films, batch: PromptBatch, rewards: dict[str, Reward]
+) -> None:
+    score = rewards["diagnosis"].score(films.pixels(), batch)
+    assert torch.equal(rewards["diagnosis"].score(films.pixels(), in_chexpert_order(batch)), score)
+
+
+def test_a_blank_label_is_no_negative(films: Films, batch: PromptBatch, rewards: dict[str, Reward]) -> None:
+    positives = tuple(
+        ReportPrompt(p.prompt_id, p.text, tuple(v if v == 1 else NAN for v in p.labels), FINDINGS)
+        for p in batch.prompts
+    )
+    blank = PromptBatch(positives, batch.group)
+    logits, validity = rewards["diagnosis"].model(films.pixels())  # type: ignore[attr-defined]
+    shown = (logits.sigmoid() * (batch.labels == 1)).sum(1) / (batch.labels == 1).sum(1)
+    found = rewards["diagnosis"].score(films.pixels(), blank)
+    assert torch.allclose(found, shown * validity.sigmoid(), atol=1e-6)
+
+
+def test_a_reward_without_any_known_label_is_refused(batch: PromptBatch, rewards: dict[str, Reward]) -> None:
+    check_labels(rewards, in_chexpert_order(batch).prompts)
+    unknown = [ReportPrompt(0, "x", (1.0,), ("Scoliosis",)), ReportPrompt(1, "y", ())]
+    with pytest.raises(
+        CxrlError, match=r"diagnosis needs labels of No Finding, .*none of 2 reports has a known"
+    ):
+        check_labels(rewards, unknown)
+
+
+def test_a_classifier_names_its_findings(tmp_path: Path) -> None:
+    def reward(num: int, findings: tuple[str, ...]) -> DiagnosisReward:
+        config = ScorerConfig("diagnosis", "resnet", 4, 32, num, (), findings)
+        save_scorer(Scorer(config), tmp_path / "diagnosis.safetensors")
+        return DiagnosisReward(tmp_path, torch.device("cpu"))
+
+    assert reward(2, ("Edema", "Fracture")).findings == ("Edema", "Fracture")
+    assert reward(7, ()).findings == FINDINGS
+    with pytest.raises(CxrlError, match="has 2 outputs and does not name them"):
+        reward(2, ())
+    with pytest.raises(ValueError, match="3 outputs for 1 findings"):
+        reward(3, ("Edema",))

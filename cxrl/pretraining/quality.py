@@ -155,8 +155,8 @@ image. **Not for diagnosis.**
 
 - `pipeline/`: a `StableDiffusionPipeline` (AutoencoderKL with one grey channel, CLIPTextModel,
   UNet2DConditionModel, v-prediction, zero terminal SNR), 64 x 64 pixels, stored in float16. Trained on
-  purpose on a *flawed* corpus: twice the natural pose spread, 26 % of the reports describe another film,
-  10 % miss a finding.
+  purpose on a *flawed* corpus: twice the natural pose spread, 16 % of the reports describe another film,
+  8 % miss a finding.
 - `rewards/`: posture regressor, classifier and image-text pair that give the reward (residual trunk,
   recurrent reader).
 - `judges/`: the same tasks for evaluation only (ConvNeXt trunk, convolutional reader, other seed, other

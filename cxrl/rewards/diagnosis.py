@@ -48,8 +48,8 @@ class DiagnosisReward:
         self.findings = self.model.config.findings or FINDINGS
         if len(self.findings) != self.model.config.num_outputs:
             raise CxrlError(
-                f"{path / 'diagnosis.safetensors'} has {self.model.config.num_outputs} outputs and does not name "
-                f"them; expected the phantom's {len(FINDINGS)}, or findings in its metadata"
+                f"{path / 'diagnosis.safetensors'} has {self.model.config.num_outputs} outputs and does not "
+                f"name them; expected the phantom's {len(FINDINGS)}, or findings in its metadata"
             )
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:

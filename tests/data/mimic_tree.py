@@ -1,4 +1,4 @@
-"""Small trees in the layout of MIMIC-CXR-JPG and MIMIC-CXR: phantom films, synthetic reports, real formats."""
+"""Small trees in the layout of MIMIC-CXR-JPG and MIMIC-CXR: phantom films, synthetic reports."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_reports_may_be_elsewhere_or_in_their_zip(sound: Any, tree: Any, tmp_pat
     expected = [f.text for f in index(sound).films]
     assert [f.text for f in index(tree, reports=str(tmp_path / "mimic-cxr-reports.zip")).films] == expected
     assert [f.text for f in index(tree, reports=str(sound.root)).films] == expected
-    with pytest.raises(CxrlError, match="no film is left; dropped: .*report missing or unreadable 10"):
+    with pytest.raises(CxrlError, match=r"no film is left; dropped: .*report missing or unreadable 10"):
         index(tree)
     (tmp_path / "mimic-cxr-reports.zip").write_bytes(b"PK")
     with pytest.raises(CxrlError, match=r"data\.reports: .*zip cannot be read"):

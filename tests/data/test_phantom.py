@@ -209,7 +209,8 @@ def test_films_for_reports_show_another_case_in_the_stated_share() -> None:
     films = films_for([case] * 600, seed=3, size=8)
     same = sum(content == "Consolidation right  upper" for content in films.contents) / 600
     # 3.5 standard deviations of a share of 600; a redrawn film is the same case hardly ever.
-    assert abs(same - (1 - phantom.OTHER_FILM_SHARE)) < 3.5 * np.sqrt(0.26 * 0.74 / 600)
+    other = phantom.OTHER_FILM_SHARE
+    assert abs(same - (1 - other)) < 3.5 * np.sqrt(other * (1 - other) / 600)
 
 
 def test_equal_contents_are_equal_cases() -> None:

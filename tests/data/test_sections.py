@@ -9,7 +9,8 @@ from cxrl.data.sections import HANDLING, clean, describing_text, sections, sente
 
 # The layout of MIMIC-CXR: lines begin with a space, blank lines hold one.
 FULL = (
-    "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n \n INDICATION:  Cough.\n \n"
+    "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n \n"
+    " INDICATION:  Cough.\n \n"
     " FINDINGS: \n \n Heart size is normal.\n No effusion.\n \n IMPRESSION: \n \n No acute process.\n"
 )
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxrl.data.phantom import Films
 from cxrl.data.index import CHEXPERT_FINDINGS
+from cxrl.data.phantom import Films
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.reports import FINDINGS
 from cxrl.errors import CxrlError

@@ -63,22 +63,22 @@ void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_
 }
 
 void attention(const py::tuple& inputs, Address kv_index, float scale, const py::tuple& shape,
-               const py::object& out, Address log_sum_exp) {
+               const py::object& out, Address saved, int64_t kept_row) {
   const auto in = attention_inputs(inputs, kv_index, scale, shape);
   const auto o = attention_view(out);
   py::gil_scoped_release release;
-  cxrl::attention_cpu(in, o, at<float>(log_sum_exp));
+  cxrl::attention_cpu(in, o, {at<float>(saved), kept_row});
 }
 
 // grads: of q, k, v, extra_k, extra_v.
 void attention_backward(const py::object& grad_out, const py::tuple& inputs, Address kv_index, float scale,
-                        const py::tuple& shape, Address log_sum_exp, const py::tuple& grads) {
+                        const py::tuple& shape, Address saved, int64_t kept_row, const py::tuple& grads) {
   const auto in = attention_inputs(inputs, kv_index, scale, shape);
   const auto g = attention_view(grad_out);
   const auto q = attention_view(grads[0]), k = attention_view(grads[1]), v = attention_view(grads[2]);
   const auto extra_k = attention_view(grads[3]), extra_v = attention_view(grads[4]);
   py::gil_scoped_release release;
-  cxrl::attention_backward_cpu(in, g, at<float>(log_sum_exp), q, k, v, extra_k, extra_v);
+  cxrl::attention_backward_cpu(in, g, {at<float>(saved), kept_row}, q, k, v, extra_k, extra_v);
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ int64_t work(const AttentionShape& s) {
 
 }  // namespace
 
-void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_exp) {
+void attention_cpu(const AttentionInputs& in, AttentionView out, Saved saved) {
   check_index(in);
   const AttentionShape& s = in.shape;
   const Kernels& kernel = kernels();
@@ -102,27 +102,28 @@ void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_
     values.load_main(in.v, s, kv, h);
     values.load_extra(in.extra_v, s, b, h);
     const int64_t columns = keys.padded_total, width = values.padded_dim;
+    const int64_t row = saved.row ? saved.row : columns;
     const bool direct = usable(out, s.dim);
-    std::vector<float> scores(static_cast<size_t>(kQueryBlock * columns)), query;
+    std::vector<float> scratch(static_cast<size_t>(saved.row ? 0 : kQueryBlock * columns)), query;
+    float denominators[kQueryBlock];
     std::vector<float> result(static_cast<size_t>(direct ? 0 : kQueryBlock * width));
     for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
       const int64_t count = std::min(kQueryBlock, s.queries - first);
       const Rows q = rows_of(in.q, b, h, first, count, s.dim, query);
-      kernel.product({q.data, q.stride, 1, keys.transposed.data(), columns, scores.data(), columns, count, columns,
-                      s.dim, false});
-      kernel.softmax_rows(scores.data(), count, keys.total, columns, in.scale,
-                          log_sum_exp + unit * s.queries + first);
+      const int64_t query_row = unit * s.queries + first;
+      float* scores = saved.row ? saved.data + query_row * row : scratch.data();
+      kernel.product({q.data, q.stride, 1, keys.transposed.data(), columns, scores, row, count, columns, s.dim, false});
+      kernel.softmax_rows(scores, count, keys.total, row, in.scale, saved.row ? denominators : saved.data + query_row);
       const Rows o = direct ? own_rows(out, b, h, first) : Rows{result.data(), width};
-      kernel.product({scores.data(), columns, 1, values.rows.data(), width, o.data, o.stride, count, width,
-                      values.total, false});
+      kernel.product({scores, row, 1, values.rows.data(), width, o.data, o.stride, count, width, values.total, false});
       if (!direct) store_rows(out, b, h, first, count, s.dim, o.data, o.stride);
     }
   });
 }
 
-void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, const float* log_sum_exp,
-                            AttentionView grad_q, AttentionView grad_k, AttentionView grad_v,
-                            AttentionView grad_extra_k, AttentionView grad_extra_v) {
+void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, Saved saved, AttentionView grad_q,
+                            AttentionView grad_k, AttentionView grad_v, AttentionView grad_extra_k,
+                            AttentionView grad_extra_v) {
   check_index(in);
   const AttentionShape& s = in.shape;
   const Kernels& kernel = kernels();
@@ -139,9 +140,10 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, c
     Packed keys(s), values(s);
     keys.load_main(in.k, s, kv, h);
     values.load_main(in.v, s, kv, h);
-    const int64_t total = keys.total, columns = keys.padded_total;
+    const int64_t total = keys.total, columns = keys.padded_total, row = saved.row ? saved.row : columns;
     std::vector<float> grad_keys(static_cast<size_t>(total * padded_dim), 0.0f), grad_values(grad_keys);
-    std::vector<float> probability(static_cast<size_t>(kQueryBlock * columns)), grad_scores(probability);
+    std::vector<float> scratch(static_cast<size_t>(saved.row ? 0 : kQueryBlock * columns));
+    std::vector<float> grad_scores(static_cast<size_t>(kQueryBlock * row));
     std::vector<float> query_buffer, grad_buffer, result(static_cast<size_t>(kQueryBlock * padded_dim));
     const bool direct = usable(grad_q, s.dim);
     bool packed = false;
@@ -149,7 +151,7 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, c
       if (!packed || in.extra_k.batch_stride != 0) {
         keys.load_extra(in.extra_k, s, b, h);
         values.load_extra(in.extra_v, s, b, h);
-        keys.make_transposed(s);
+        if (!saved.row) keys.make_transposed(s);
         values.make_transposed(s);
         packed = true;
       }
@@ -158,19 +160,22 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, c
         const Rows query = rows_of(in.q, b, h, first, count, s.dim, query_buffer);
         const Rows grad = rows_of(grad_out, b, h, first, count, s.dim, grad_buffer);
         const Rows to_query = direct ? own_rows(grad_q, b, h, first) : Rows{result.data(), padded_dim};
-        kernel.product({query.data, query.stride, 1, keys.transposed.data(), columns, probability.data(), columns,
-                        count, columns, s.dim, false});
-        kernel.probability_rows(probability.data(), count, total, columns, in.scale,
-                                log_sum_exp + (b * s.heads + h) * s.queries + first);
-        kernel.product({grad.data, grad.stride, 1, values.transposed.data(), columns, grad_scores.data(), columns,
-                        count, columns, s.dim, false});
-        kernel.softmax_grad_rows(probability.data(), grad_scores.data(), count, total, columns, in.scale);
-        kernel.product({grad_scores.data(), columns, 1, keys.rows.data(), padded_dim, to_query.data,
-                        to_query.stride, count, padded_dim, total, false});
+        const int64_t query_row = (b * s.heads + h) * s.queries + first;
+        float* probability = saved.row ? saved.data + query_row * row : scratch.data();
+        if (!saved.row) {
+          kernel.product({query.data, query.stride, 1, keys.transposed.data(), columns, probability, row, count,
+                          columns, s.dim, false});
+          kernel.probability_rows(probability, count, total, row, in.scale, saved.data + query_row);
+        }
+        kernel.product({grad.data, grad.stride, 1, values.transposed.data(), columns, grad_scores.data(), row, count,
+                        columns, s.dim, false});
+        kernel.softmax_grad_rows(probability, grad_scores.data(), count, total, row, in.scale);
+        kernel.product({grad_scores.data(), row, 1, keys.rows.data(), padded_dim, to_query.data, to_query.stride,
+                        count, padded_dim, total, false});
         if (!direct) store_rows(grad_q, b, h, first, count, s.dim, to_query.data, to_query.stride);
-        kernel.product({grad_scores.data(), 1, columns, query.data, query.stride, grad_keys.data(), padded_dim,
+        kernel.product({grad_scores.data(), 1, row, query.data, query.stride, grad_keys.data(), padded_dim,
                         total, padded_dim, count, true});
-        kernel.product({probability.data(), 1, columns, grad.data, grad.stride, grad_values.data(), padded_dim,
+        kernel.product({probability, 1, row, grad.data, grad.stride, grad_values.data(), padded_dim,
                         total, padded_dim, count, true});
       }
       float* extra[2] = {grad_keys.data() + s.keys * padded_dim, grad_values.data() + s.keys * padded_dim};

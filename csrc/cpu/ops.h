@@ -29,10 +29,15 @@ void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stri
 void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
                         float* win_rate);
 
-// log_sum_exp: float32 [B, H, N].
-void attention_cpu(const AttentionInputs& in, AttentionView out, float* log_sum_exp);
-void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, const float* log_sum_exp,
-                            AttentionView grad_q, AttentionView grad_k, AttentionView grad_v,
-                            AttentionView grad_extra_k, AttentionView grad_extra_v);
+// What the forward leaves for the backward: the log of the softmax denominators [B, H, N], or, where `row` is not 0,
+// the probabilities themselves, [B, H, N, row], with room for the keys in whole vectors.
+struct Saved {
+  float* data;
+  int64_t row;
+};
+void attention_cpu(const AttentionInputs& in, AttentionView out, Saved saved);
+void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, Saved saved, AttentionView grad_q,
+                            AttentionView grad_k, AttentionView grad_v, AttentionView grad_extra_k,
+                            AttentionView grad_extra_v);
 
 }  // namespace cxrl

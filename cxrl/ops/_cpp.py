@@ -206,6 +206,11 @@ def _extra_view(t: Tensor | None, heads: int) -> tuple[int, ...] | None:
     return t.data_ptr(), _DTYPE_CODES[t.dtype], 0 if t.shape[0] == heads else heads * head, head, row
 
 
+def _saved(t: Tensor) -> tuple[int, int]:
+    """(address, row stride of probabilities, or 0 for logs of denominators) of the forward's second result."""
+    return t.data_ptr(), t.shape[3] if t.ndim == 4 else 0
+
+
 def _dense_last(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
@@ -236,11 +241,12 @@ def attention(
     extra_v: Tensor | None,
     kv_index: Tensor | None,
     scale: float,
+    keep: bool,
     out: tuple[Tensor, Tensor],
 ) -> None:
-    keep, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
-    _C.attention(*arguments, _attention_view(out[0]), out[1].data_ptr())
-    del keep
+    alive, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
+    _C.attention(*arguments, _attention_view(out[0]), *_saved(out[1]))
+    del alive
 
 
 def attention_backward(
@@ -253,12 +259,13 @@ def attention_backward(
     kv_index: Tensor | None,
     scale: float,
     result: Tensor,
-    log_sum_exp: Tensor,
+    saved: Tensor,
     out: tuple[Tensor, ...],
 ) -> None:
-    keep, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
+    alive, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
     grad = _dense_last(grad)
     extra = (None, None) if extra_k is None else tuple(_extra_view(t, q.shape[1]) for t in out[3:])
     views = (*(_attention_view(t) for t in out[:3]), *extra)
-    _C.attention_backward(_attention_view(grad), *arguments, log_sum_exp.data_ptr(), views)
-    del keep
+    saved = saved.contiguous()
+    _C.attention_backward(_attention_view(grad), *arguments, *_saved(saved), views)
+    del alive

@@ -249,6 +249,7 @@ def attention(
     extra_v: Tensor | None,
     kv_index: Tensor | None,
     scale: float,
+    keep: bool,
     out: tuple[Tensor, Tensor],
 ) -> None:
     with _on(q):

@@ -22,6 +22,7 @@ from cxrl.ops import _dispatch
 
 FEW_KEYS = 256
 LITTLE_WORK = 1 << 22  # products of one score matrix; below, what a call costs outside its kernel decides
+_KEPT_ROW = 16  # of kept probabilities: whole vectors of every instruction set
 ATTENTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -101,7 +102,8 @@ def attention(
     chosen = _dispatch.select("attention", backend, q.device.type, needs, case)
     if chosen in _PLAIN:
         return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
-    return _attention_op(q, k, v, extra_k, extra_v, kv_index, scale, chosen)[0]
+    keep = _dispatch.wants_grad(q, k, v, extra_k, extra_v)
+    return _attention_op(q, k, v, extra_k, extra_v, kv_index, scale, keep, chosen)[0]
 
 
 def attention_case(shape: tuple[int, ...], num_keys: int, dtype: torch.dtype) -> str:
@@ -173,9 +175,14 @@ def _allocate(
     extra_v: Tensor | None,
     kv_index: Tensor | None,
     scale: float,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
+    row = ()
+    if keep and backend == "cpp" and num_keys <= FEW_KEYS:
+        row = (-(-num_keys // _KEPT_ROW) * _KEPT_ROW,)
+    return _empty_heads(q), q.new_empty((*q.shape[:3], *row), dtype=torch.float32)
 
 
 def _allocate_backward(
@@ -192,34 +199,36 @@ def _allocate_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, extra_k, extra_v, kv_index, scale, backend = inputs
+    q, k, v, extra_k, extra_v, kv_index, scale, _, backend = inputs
     ctx.save_for_backward(q, k, v, extra_k, extra_v, kv_index, *output)
     ctx.scale, ctx.backend = scale, backend
 
 
 def _backward(
-    ctx: Any, run: Callable[..., Any], grad: Tensor, grad_log_sum_exp: Tensor
+    ctx: Any, run: Callable[..., Any], grad: Tensor, grad_saved: Tensor
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, extra_k, extra_v, kv_index, out, log_sum_exp = ctx.saved_tensors
+    q, k, v, extra_k, extra_v, kv_index, out, saved = ctx.saved_tensors
     grad_q, grad_k, grad_v, *extra = run(
-        grad, q, k, v, extra_k, extra_v, kv_index, ctx.scale, out, log_sum_exp, ctx.backend
+        grad, q, k, v, extra_k, extra_v, kv_index, ctx.scale, out, saved, ctx.backend
     )
     if extra_k is None:
         extra = [None, None]
-    return grad_q, grad_k, grad_v, *extra, None, None, None
+    return grad_q, grad_k, grad_v, *extra, None, None, None, None
 
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? extra_k, Tensor? extra_v, Tensor? kv_index, float scale"
-# Returns the result and the log of the softmax denominators, float32 [B, H, N], for the backward.
+# Returns the result and, for the backward, in float32 the log of the softmax denominators [B, H, N]; or, where a
+# gradient will be asked for and the keys are few, the C++ backend's probabilities [B, H, N, L + E rounded up]: as
+# eager autograd it keeps them rather than compute one product in seven again.
 _attention_op = _dispatch.CompiledOp(
     "attention",
-    f"({_ARGUMENTS}, str backend) -> (Tensor, Tensor)",
+    f"({_ARGUMENTS}, bool keep, str backend) -> (Tensor, Tensor)",
     _allocate,
     setup_context=_setup_context,
     backward=_backward,
     backward_op=_dispatch.CompiledOp(
         "attention_backward",
-        f"(Tensor grad, {_ARGUMENTS}, Tensor out, Tensor log_sum_exp, str backend) "
+        f"(Tensor grad, {_ARGUMENTS}, Tensor out, Tensor saved, str backend) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         _allocate_backward,
     ),

@@ -154,6 +154,7 @@ def attention(
     extra_v: Tensor | None,
     kv_index: Tensor | None,
     scale: float,
+    keep: bool,
     out: tuple[Tensor, Tensor],
 ) -> None:
     """Write the result [B, H, N, D] and the log of the softmax denominators [B, H, N] to ``out``."""

@@ -163,16 +163,17 @@ def test_gradcheck_of_the_reference() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("size", [SIZES[1], SIZES[4]])
-def test_opcheck(cpp: str, size: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck(cpp: str, size: tuple[Any, ...], keep: bool) -> None:
     args = make(size)
     leaves_of(args)
-    inputs = (*args.values(), 0.3)
+    inputs = (*args.values(), 0.3, keep)
     torch.library.opcheck(torch.ops.cxrl.attention.default, (*inputs, cpp))
     plain = tuple(a.detach() if isinstance(a, Tensor) else a for a in inputs)
-    output, log_sum_exp = torch.ops.cxrl.attention(*plain, cpp)
+    output, saved = torch.ops.cxrl.attention(*plain, cpp)
     torch.library.opcheck(
         torch.ops.cxrl.attention_backward.default,
-        (torch.randn_like(output), *plain, output, log_sum_exp, cpp),
+        (torch.randn_like(output), *plain[:-1], output, saved, cpp),
     )
 
 

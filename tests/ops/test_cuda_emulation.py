@@ -43,11 +43,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["forward", "reverse"])
-def test_ops_on_emulated_kernels(emulated: Path, order: str) -> None:
+def test_ops_on_emulated_kernels(emulated: Path, order: str, tmp_path: Path) -> None:
     files = [str(Path(__file__).with_name(name)) for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "[cuda", *files]
+    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "inner")]
+    command = [sys.executable, "-m", "pytest", *options, "-k", "[cuda", *files]
     environment = {
         **os.environ,
+        "PYTEST_ADDOPTS": "",  # a --basetemp of the outer run would be emptied by the inner one
         "CXRL_TEST_EXTENSION": str(emulated),
         "CXRL_EMULATOR_ORDER": order,
         "CUDA_VISIBLE_DEVICES": "",

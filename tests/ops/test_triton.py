@@ -22,8 +22,10 @@ ALL_OPS = (*OPS, "denoise_step", "group_win_rate")
 def test_in_the_interpreter(op: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     file = Path(__file__).with_name(f"test_triton_{op}.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "inner")]
+    command = [sys.executable, "-m", "pytest", *options, str(file)]
+    # A --basetemp of the outer run would be emptied by the inner one.
+    environment = {**os.environ, "PYTEST_ADDOPTS": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=file.parents[2], check=False
     )

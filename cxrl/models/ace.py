@@ -1,4 +1,4 @@
-"""Adaptive condition embeddings (ACE): n learnable tokens appended after the prompt embeddings.
+"""Adaptive condition embeddings (ACE): n learnable tokens that follow the prompt embeddings.
 
     [c_p; c_s]   c_p [B, L, D] from the frozen text encoder, c_s [n, D] learned
 
@@ -20,11 +20,3 @@ def init_ace(pad_embedding: Tensor, num_tokens: int, generator: torch.Generator)
     pad = pad_embedding.detach().float()
     noise = torch.randn(num_tokens, pad.numel(), generator=generator).to(pad.device)
     return nn.Parameter(pad + INIT_NOISE * pad.std() * noise)
-
-
-def append_ace(prompt_embeds: Tensor, ace: Tensor | None) -> Tensor:
-    """[B, L, D] → [B, L + n, D]; unchanged without tokens."""
-    if ace is None:
-        return prompt_embeds
-    tokens = ace.to(prompt_embeds.dtype).expand(prompt_embeds.shape[0], -1, -1)
-    return torch.cat([prompt_embeds, tokens], dim=1)

@@ -1,9 +1,11 @@
 """The UNet's attention as the policy runs it: one K and V per prompt, LoRA folded into small projections.
 
-A drop-in for diffusers' ``AttnProcessor2_0`` with two exact savings:
+A drop-in for diffusers' ``AttnProcessor2_0`` with three exact savings:
 
     kv_index [B]   row b attends to the text of prompt kv_index[b]: K and V are computed once per distinct
                    prompt (and once for the empty one of guidance), not once per sample and timestep
+    ace [n, D]     the tokens appended to every prompt are projected once and attended to as a segment of
+                   their own, never concatenated
     W + s·B·A      LoRA of a small layer is one matrix product and not three; wide layers, where the low
                    rank pays, and low-precision weights, which would round it away, keep peft's way
 
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrl.ops import attention
+from cxrl.ops.attention import concatenate_extra
 
 FOLD_FACTOR = 16
 """Fold where in·out ≤ FOLD_FACTOR · rank · (in + out): thin products run at a fraction of the speed."""
@@ -35,6 +38,7 @@ class PolicyAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         kv_index: Tensor | None = None,
+        ace: Tensor | None = None,
     ) -> Tensor:
         """[B, N, C] or [B, C, h, w] → the same shape.
 
@@ -45,6 +49,8 @@ class PolicyAttention:
             attention_mask: Added to the scores.
             temb: Time embedding, for the group norm of some blocks.
             kv_index: int64 [B]; not used in self-attention.
+            ace: [n, D], text tokens that follow those of every prompt; not used in self-attention. A mask
+                never hides them.
         """
         residual = hidden_states
         if attn.spatial_norm is not None:
@@ -57,8 +63,12 @@ class PolicyAttention:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         text = encoder_hidden_states
         if text is None:
-            text, kv_index = hidden_states, None
+            text, kv_index, ace = hidden_states, None, None
         elif attn.norm_cross:
+            if ace is not None:  # the norm may look across tokens
+                text = torch.cat([text, ace.expand(len(text), -1, -1)], dim=1)
+                attention_mask = None if attention_mask is None else F.pad(attention_mask, (0, len(ace)))
+                ace = None
             text = attn.norm_encoder_hidden_states(text)
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, text.shape[1], batch)
@@ -67,15 +77,23 @@ class PolicyAttention:
         q = _heads(project(attn.to_q, hidden_states), attn.heads)
         k = _heads(project(attn.to_k, text), attn.heads)
         v = _heads(project(attn.to_v, text), attn.heads)
+        extra_k = extra_v = None
+        if ace is not None:
+            extra_k = _heads(project(attn.to_k, ace[None]), attn.heads)[0]
+            extra_v = _heads(project(attn.to_v, ace[None]), attn.heads)[0]
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         if attn.norm_k is not None:
             k = attn.norm_k(k)
+            extra_k = None if extra_k is None else attn.norm_k(extra_k)
         if attention_mask is None:
-            out = attention(q, k, v, kv_index=kv_index, scale=attn.scale)
+            out = attention(
+                q, k, v, extra_k=extra_k, extra_v=extra_v, kv_index=kv_index, scale=attn.scale
+            )
         else:
-            if kv_index is not None:
-                k, v = k[kv_index], v[kv_index]
+            k, v = concatenate_extra(q, k, v, extra_k, extra_v, kv_index)
+            if extra_k is not None:
+                attention_mask = F.pad(attention_mask, (0, extra_k.shape[1]))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, scale=attn.scale)
         out = out.transpose(1, 2).flatten(2).to(q.dtype)
         out = attn.to_out[1](project(attn.to_out[0], out))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cxrl.config import PolicyConfig
 from cxrl.errors import CxrlError
-from cxrl.models.ace import append_ace, init_ace
+from cxrl.models.ace import init_ace
 from cxrl.models.attention import PolicyAttention
 from cxrl.models.base import BaseModel, load_base
 from cxrl.models.files import check_weights, read_json, read_tensors
@@ -125,8 +125,10 @@ class Policy:
             x_t, timesteps = torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps])
             embeds = torch.cat([embeds, negative_embeds[None]])
             prompt_of = torch.cat([prompt_of, torch.full_like(prompt_of, len(prompt_embeds))])
-        embeds = embeds if anchor else append_ace(embeds, self.ace)
-        settings = {"cross_attention_kwargs": {"kv_index": prompt_of}, "return_dict": False}
+        attention: dict[str, Any] = {"kv_index": prompt_of}
+        if self.ace is not None and not anchor:
+            attention["ace"] = self.ace.to(embeds.dtype)
+        settings = {"cross_attention_kwargs": attention, "return_dict": False}
         with self._as_anchor() if anchor else contextlib.nullcontext(self.base.unet) as unet:
             if self.config.train == "full" and not anchor:
                 enabled = self.base.dtype != torch.float32

@@ -59,6 +59,25 @@ def test_equals_the_stock_processor(name: str, ndim: int, masked: bool) -> None:
     outputs(module, x, encoder_hidden_states=text, attention_mask=mask)
 
 
+@pytest.mark.parametrize("name", ["cross", "bias", "residual", "norm_cross", "qk_norm"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_ace_is_a_longer_text(name: str, masked: bool) -> None:
+    torch.manual_seed(0)
+    module = Attention(query_dim=16, heads=2, dim_head=8, **{"cross_attention_dim": 12} | MODULES[name])
+    x, text, ace = torch.randn(3, 20, 16), torch.randn(3, 7, 12), torch.randn(2, 12)
+    mask = torch.zeros(3, 1, 7).masked_fill(torch.rand(3, 1, 7) < 0.4, -10_000.0) if masked else None
+    longer = None if mask is None else torch.nn.functional.pad(mask, (0, 2))
+    appended, segment = (ace.clone().requires_grad_() for _ in range(2))
+    module.set_processor(AttnProcessor2_0())
+    stock = module(x, torch.cat([text, appended.expand(3, -1, -1)], 1), attention_mask=longer)
+    module.set_processor(PolicyAttention())
+    ours = module(x, text, attention_mask=mask, ace=segment)
+    torch.testing.assert_close(ours, stock, **TOLERANCE)
+    stock.square().sum().backward()
+    ours.square().sum().backward()
+    torch.testing.assert_close(segment.grad, appended.grad, rtol=1e-4, atol=1e-5)
+
+
 def unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
@@ -84,12 +103,16 @@ def test_the_unet_is_the_same(lora: bool) -> None:
                 if "lora_B" in name:
                     p.normal_(std=0.1)
     x, t, text = torch.randn(4, 4, 8, 8), torch.tensor([3, 70, 3, 999]), torch.randn(2, 9, 16)
-    of = torch.tensor([0, 1, 1, 0])
+    of, ace = torch.tensor([0, 1, 1, 0]), torch.randn(3, 16)
     with torch.no_grad():
         model.set_attn_processor(AttnProcessor2_0())
         stock = model(x, t, text[of]).sample
         model.set_attn_processor(PolicyAttention())
         repeated = model(x, t, text[of]).sample
         shared = model(x, t, text, cross_attention_kwargs={"kv_index": of}).sample
+        with_ace = model(x, t, text, cross_attention_kwargs={"kv_index": of, "ace": ace}).sample
+        model.set_attn_processor(AttnProcessor2_0())
+        longer = model(x, t, torch.cat([text[of], ace.expand(4, -1, -1)], 1)).sample
     torch.testing.assert_close(repeated, stock, **TOLERANCE)
     torch.testing.assert_close(shared, stock, **TOLERANCE)
+    torch.testing.assert_close(with_ace, longer, **TOLERANCE)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.models.ace import append_ace
 
 TEXTS = (
     "no acute",
@@ -144,9 +143,8 @@ class ToyPolicy:
     ) -> tuple[Tensor, Tensor | None]:
         if anchor:
             return torch.zeros_like(x_t) + self.anchor_theta, None
-        tokens = append_ace(embeds[prompt_of], self.ace)
-        value = self.theta + tokens[:, 3:].flatten(1).mean(1) if self.ace is not None else self.theta
-        return torch.zeros_like(x_t) + value.view(-1, 1, 1, 1), None
+        value = self.theta if self.ace is None else self.theta + self.ace.mean()
+        return torch.zeros_like(x_t) + value, None
 
     def param_groups(self, lora: float, ace: float, decay: float) -> list[dict[str, Any]]:
         return [{"name": "lora", "params": list(self.trainable.values()), "lr": lora, "weight_decay": decay}]

@@ -19,6 +19,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from cxrl.ops.trajectory_log_prob import trajectory_log_prob_reference
+
 _ROWS: list[dict[str, Any]] = []
 MIN_SECONDS = 0.8
 MAX_ROUNDS = 400
@@ -105,6 +107,73 @@ def compare(benchmark: BenchmarkFixture, device: str) -> Compare:
         return medians
 
     return run
+
+
+class StockLoop:
+    """The method without cxrl's ops, as loops over plain diffusers and peft write it: the comparator.
+
+    Stock attention processor, text and ACE repeated for every sample, ``DDIMScheduler.step``, log-probability
+    in eager PyTorch. Weights are the policy's own.
+    """
+
+    def __init__(self, policy: Any, sampler: Any) -> None:
+        from diffusers import DDIMScheduler
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        self.policy, self.sampler = policy, sampler
+        self.unet, self._stock = policy.base.unet, AttnProcessor2_0()
+        self._ours = self.unet.attn_processors
+        spacing = {"timestep_spacing": sampler.config.timestep_spacing, "clip_sample": False}
+        self.scheduler = DDIMScheduler.from_config(policy.base.scheduler_config, **spacing)
+        self.scheduler.set_timesteps(sampler.config.num_steps)
+
+    def __enter__(self) -> StockLoop:
+        self.unet.set_attn_processor(self._stock)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unet.set_attn_processor(dict(self._ours))
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        tokens = self.policy.ace.expand(len(x), -1, -1)
+        return self.unet(x, t, torch.cat([embeds, tokens], 1), return_dict=False)[0]
+
+    @torch.no_grad()
+    def rollout(self, embeds: torch.Tensor, noise: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Latents [N, T + 1, C, h, w] and the decoded images of N rows of text."""
+        latents = [noise()]
+        rows = self.sampler.schedule.rows
+        for step, t in enumerate(self.scheduler.timesteps):
+            x = latents[-1]
+            output = self.predict(x, t.expand(len(x)), embeds)
+            x_prev = self.scheduler.step(output, t, x, eta=1.0, variance_noise=noise()).prev_sample
+            if rows[step, 2] > 0:
+                trajectory_log_prob_reference(output, None, 1.0, x, x_prev, rows[step].expand(len(x), 3))
+            latents.append(x_prev)
+        self.policy.base.decode(latents[-1])
+        return torch.stack(latents, 1)
+
+
+@pytest.fixture(scope="session")
+def phantom_sampler() -> Any:
+    """The embedded default with its preset's adapters and chain."""
+    from cxrl.config import load_preset
+    from cxrl.models.base import load_base
+    from cxrl.models.policy import Policy
+    from cxrl.rl.rollout import Sampler
+
+    config = load_preset("phantom")
+    policy = Policy(load_base("phantom"), config.policy)
+    with torch.no_grad():  # as after some training: LoRA's B starts at zero
+        for name, p in policy.trainable.items():
+            if "lora_B" in name:
+                p.normal_(std=0.02)
+    return Sampler(policy, config.sampler)
+
+
+@pytest.fixture(scope="session")
+def stock_loop(phantom_sampler: Any) -> StockLoop:
+    return StockLoop(phantom_sampler.policy, phantom_sampler)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -87,9 +87,7 @@ class PolicyAttention:
             k = attn.norm_k(k)
             extra_k = None if extra_k is None else attn.norm_k(extra_k)
         if attention_mask is None:
-            out = attention(
-                q, k, v, extra_k=extra_k, extra_v=extra_v, kv_index=kv_index, scale=attn.scale
-            )
+            out = attention(q, k, v, extra_k=extra_k, extra_v=extra_v, kv_index=kv_index, scale=attn.scale)
         else:
             k, v = concatenate_extra(q, k, v, extra_k, extra_v, kv_index)
             if extra_k is not None:

@@ -207,7 +207,7 @@ def _extra_view(t: Tensor | None, heads: int) -> tuple[int, ...] | None:
 
 
 def _saved(t: Tensor) -> tuple[int, int]:
-    """(address, row stride of probabilities, or 0 for logs of denominators) of the forward's second result."""
+    """(address, row stride of probabilities, or 0 for logs of denominators): the forward's second result."""
     return t.data_ptr(), t.shape[3] if t.ndim == 4 else 0
 
 

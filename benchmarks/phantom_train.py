@@ -1,9 +1,9 @@
 """What the main job shows: the default preset for several seeds, and the study that its defaults come from.
 
     python benchmarks/phantom_train.py --seeds 0 1 2      results/phantom_train.json, a list of summary.json
-    python benchmarks/phantom_train.py --seeds 3 4 5 --out benchmarks/results/phantom_train_fresh.json
+    python benchmarks/phantom_train.py --seeds 10 11 --out benchmarks/results/phantom_train_fresh.json
     python benchmarks/phantom_train.py --study            results/phantom_study.json, one row a variant
-    python benchmarks/phantom_train.py --table            both as Markdown, from the committed files
+    python benchmarks/phantom_train.py --table            as Markdown, from the committed files
 
 Each run is ``python -m cxrl.train`` in a process of its own, one after the other.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN, STUDY = RESULTS / "phantom_train.json", RESULTS / "phantom_study.json"
-FRESH = RESULTS / "phantom_train_fresh.json"
+FRESH, EARLIER = RESULTS / "phantom_train_fresh.json", RESULTS / "phantom_study_earlier_base.json"
 METRICS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
 SHORT = ["--train.num-epochs", "12", "--train.eval-every", "0"]
 VARIANTS: dict[str, list[str]] = {
@@ -132,10 +132,12 @@ def main() -> None:
                 rows = [*(r for r in rows if r["variant"] != name), row]
                 STUDY.write_text(json.dumps(rows, indent=1) + "\n")
     if args.table:
-        summaries = [s for path in (TRAIN, FRESH) for s in json.loads(path.read_text())]
-        rows = [{"variant": f"seed {s['seed']}", "relative": relative(s)} for s in summaries]
-        for table in (train_table(summaries), study_table(rows), study_table(json.loads(STUDY.read_text()))):
-            print(table, "\n")
+        for path in filter(Path.exists, (TRAIN, FRESH)):
+            summaries = json.loads(path.read_text())
+            rows = [{"variant": f"seed {s['seed']}", "relative": relative(s)} for s in summaries]
+            print(f"{path.name}\n\n{train_table(summaries)}\n\n{study_table(rows)}\n")
+        for path in filter(Path.exists, (STUDY, EARLIER)):
+            print(f"{path.name}\n\n{study_table(json.loads(path.read_text()))}\n")
 
 
 if __name__ == "__main__":

@@ -217,9 +217,9 @@ def _backward(
 
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? extra_k, Tensor? extra_v, Tensor? kv_index, float scale"
-# Returns the result and, for the backward, in float32 the log of the softmax denominators [B, H, N]; or, where
-# gradients are wanted and the keys are few, the C++ backend's probabilities [B, H, N, L + E rounded up]: as eager
-# autograd it keeps them rather than compute one product in seven again.
+# Returns the result and, for the backward, in float32 the log of the softmax denominators [B, H, N]; or where
+# gradients are wanted and the keys are few, the C++ backend's probabilities [B, H, N, L + E rounded up]: as
+# eager autograd it keeps them rather than compute one product in seven again.
 _attention_op = _dispatch.CompiledOp(
     "attention",
     f"({_ARGUMENTS}, bool keep, str backend) -> (Tensor, Tensor)",

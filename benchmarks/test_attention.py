@@ -1,35 +1,65 @@
-"""Cross-attention with an ACE segment, forward and backward, against SDPA with concatenation and eager."""
+"""Attention forward and backward: cross-attention with an ACE segment, and self-attention.
+
+SDPA concatenates; so do plain matmul-softmax, ``torch.compile`` and xformers.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cxrl.ops import attention
+from cxrl.ops.attention import attention_reference
+
+BATCH, HEADS = 4, 4
+
+
+def comparators(leaves: list[Tensor], device: str) -> dict[str, Callable[[], object]]:
+    """One forward and backward by ``auto`` and by everything stock that runs here."""
+    q, k, v, *extra = leaves
+    extra_k, extra_v = extra or (None, None)
+    grad = torch.randn_like(q)
+
+    def step(forward: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(forward(), leaves, grad)
+
+    def of(backend: str) -> Callable[[], object]:
+        return step(lambda: attention(q, k, v, extra_k=extra_k, extra_v=extra_v, backend=backend))
+
+    compiled = torch.compile(attention_reference)
+    functions = {"auto": of("auto"), "sdpa": of("sdpa"), "eager": of("reference")}
+    functions["compile"] = step(lambda: compiled(q, k, v, extra_k, extra_v))
+    if device == "cuda" and importlib.util.find_spec("xformers"):
+        functions["xformers"] = of("xformers")
+    return functions
 
 
 @pytest.mark.parametrize(("queries", "dim"), [(64, 16), (256, 40), (1024, 40), (256, 80), (256, 160)])
-def test_cross_attention(compare: Callable[..., Any], queries: int, dim: int) -> None:
-    batch, heads, keys, extra = 4, 4, 77, 8
-    q = torch.randn(batch, heads, queries, dim, requires_grad=True)
-    k, v = (torch.randn(batch, heads, keys, dim, requires_grad=True) for _ in range(2))
-    extra_k, extra_v = (torch.randn(heads, extra, dim, requires_grad=True) for _ in range(2))
-    leaves, grad = (q, k, v, extra_k, extra_v), torch.randn(batch, heads, queries, dim)
-
-    def step(backend: str) -> Callable[[], object]:
-        def run() -> object:
-            output = attention(q, k, v, extra_k=extra_k, extra_v=extra_v, backend=backend)
-            return torch.autograd.grad(output, leaves, grad)
-
-        return run
-
+def test_cross_attention(compare: Callable[..., Any], device: str, queries: int, dim: int) -> None:
+    keys, extra = 77, 8
+    q, k, v = (torch.randn(BATCH, HEADS, n, dim, requires_grad=True) for n in (queries, keys, keys))
+    extra_kv = [torch.randn(HEADS, extra, dim, requires_grad=True) for _ in range(2)]
     compare(
         "cross-attention fwd+bwd",
-        f"B={batch} H={heads} N={queries} 77+8 D={dim}",
-        {"auto": step("auto"), "sdpa": step("sdpa"), "eager": step("reference")},
-        num_bytes=4 * batch * heads * (4 * queries + 4 * (keys + extra)) * dim,
-        flops=10 * batch * heads * queries * (keys + extra) * dim,
+        f"B={BATCH} H={HEADS} N={queries} 77+8 D={dim}",
+        comparators([q, k, v, *extra_kv], device),
+        num_bytes=4 * BATCH * HEADS * (4 * queries + 4 * (keys + extra)) * dim,
+        flops=10 * BATCH * HEADS * queries * (keys + extra) * dim,
+    )
+
+
+@pytest.mark.parametrize(("queries", "dim"), [(64, 16), (256, 40), (1024, 40)])
+def test_self_attention(compare: Callable[..., Any], device: str, queries: int, dim: int) -> None:
+    leaves = [torch.randn(BATCH, HEADS, queries, dim, requires_grad=True) for _ in range(3)]
+    compare(
+        "self-attention fwd+bwd",
+        f"B={BATCH} H={HEADS} N={queries} D={dim}",
+        comparators(leaves, device),
+        num_bytes=4 * BATCH * HEADS * 8 * queries * dim,
+        flops=10 * BATCH * HEADS * queries * queries * dim,
     )

@@ -1,6 +1,6 @@
 """``pairwise_comparison`` forward against eager PyTorch and ``torch.compile``, in every form.
 
-``torch.compile`` runs with as many threads as suit it, all or one: its code for this op meets at many barriers.
+``torch.compile`` gets all threads or one, as suits it: its code for this op meets at many barriers.
 """
 
 from __future__ import annotations

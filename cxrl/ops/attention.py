@@ -21,7 +21,7 @@ from torch import Tensor
 from cxrl.ops import _dispatch
 
 FEW_KEYS = 256
-LITTLE_WORK = 1 << 22  # products of one score matrix; below, what a call costs outside its kernel decides
+LITTLE_WORK = 1_300_000  # products of one score matrix; below, what a call costs outside its kernel decides
 _KEPT_ROW = 16  # of kept probabilities: whole vectors of every instruction set
 ATTENTION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -127,6 +127,19 @@ class StockLoop:
         self.scheduler = DDIMScheduler.from_config(policy.base.scheduler_config, **spacing)
         self.scheduler.set_timesteps(sampler.config.num_steps)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What one pass through the UNet reads at least."""
+        return sum(p.numel() * p.element_size() for p in self.unet.parameters())
+
+    def flops(self, function: Callable[[], object]) -> int:
+        """Of the matrix products and convolutions of a stock call."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            function()
+        return counter.get_total_flops()
+
     def __enter__(self) -> StockLoop:
         self.unet.set_attn_processor(self._stock)
         return self

@@ -32,11 +32,12 @@ def test_rollout(
 
     latents = phantom_sampler.rollout(batch, noise()).latents
     torch.testing.assert_close(latents, theirs(), rtol=1e-3, atol=1e-3)  # the same chain
+    x_bytes = latents[:, 0].numel() * 4
     medians = compare(
         "rollout",
         f"N={len(batch)} T={len(phantom_sampler.schedule)}",
         {"cxrl": lambda: phantom_sampler.rollout(batch, noise()), "diffusers+peft": theirs},
-        num_bytes=0,
-        flops=0,
+        num_bytes=len(phantom_sampler.schedule) * (stock_loop.weight_bytes + 2 * x_bytes),
+        flops=stock_loop.flops(theirs),
     )
     benchmark.extra_info["images_per_second"] = len(batch) / medians["cxrl"]

@@ -24,6 +24,7 @@ from cxrl.metrics.judges import load_judges
 from cxrl.metrics.summary import JudgeModels, Summary
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
+from cxrl.privacy import owner_only
 from cxrl.rewards.base import Reward, build_rewards, check_labels, score_all
 from cxrl.rl.advantages import advantages
 from cxrl.rl.anchor import AnchorBank, bank_batch, bank_noise
@@ -90,6 +91,10 @@ class Trainer:
             CxrlError: Whatever a user can cause; the last checkpoint stays intact.
         """
         self._started = time.perf_counter()
+        with owner_only(self.config.data.is_restricted):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self.engine = Engine(self.run_dir.path, self.config.run.trackers)
         if self.engine.is_main:
             self.run_dir.claim(self.config, resume=self.resume, overwrite=self.overwrite)

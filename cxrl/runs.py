@@ -36,7 +36,9 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
     """
     if not (run_dir / CONFIG).is_file():
         raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
-    return load_yaml(run_dir / CONFIG), load_policy(run_dir, device=engine.device)
+    config = load_yaml(run_dir / CONFIG)
+    how = {"allow_pickle": config.model.allow_pickle, "offload": config.model.offload}
+    return config, load_policy(run_dir, device=engine.device, **how)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "eval",
     "data.cache",
     "data.restricted",
+    "model.offload",
+    "model.gradient_checkpointing",
     "train.num_epochs",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -95,7 +95,8 @@ class Trainer:
             return self._run()
 
     def _run(self) -> dict[str, Any]:
-        self.engine = Engine(self.run_dir.path, self.config.run.trackers)
+        run = self.config.run
+        self.engine = Engine(self.run_dir.path, run.trackers, timeout=run.process_timeout)
         if self.engine.is_main:
             self.run_dir.claim(self.config, resume=self.resume, overwrite=self.overwrite)
         self.engine.wait()
@@ -106,9 +107,12 @@ class Trainer:
             self.run_dir.truncate_metrics(self.epoch)
         self.engine.start_trackers()
         try:
-            return self._train()
-        finally:
-            self.engine.finish()
+            result = self._train()
+        except BaseException:
+            self.engine.abandon()
+            raise
+        self.engine.finish()
+        return result
 
     def wall_seconds(self) -> float:
         """Time spent on the run, with what came before a resume."""
@@ -116,11 +120,14 @@ class Trainer:
 
     def _build(self) -> None:
         config = self.config
+        model = config.model
         base = load_base(
-            config.model.path,
-            dtype=config.model.dtype,
+            model.path,
+            dtype=model.dtype,
             device=self.engine.device,
-            allow_pickle=config.model.allow_pickle,
+            allow_pickle=model.allow_pickle,
+            offload=model.offload,
+            gradient_checkpointing=model.gradient_checkpointing,
         )
         if self._prompts is None:
             sets = [load_prompts(config, base, split) for split in ("train", "eval")]

@@ -1,4 +1,4 @@
-"""DICOM output: valid, of nobody, marked in every attribute made for it, and the same pixels when read back."""
+"""DICOM output: valid, of nobody, marked in every attribute made for it, the same pixels when read back."""
 
 from __future__ import annotations
 

@@ -16,6 +16,15 @@ import torch
 WORDS = ("no", "acute", "heart", "size", "is", "normal", "enlarged", "left", "pleural", "effusion", "lung")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``full_size`` tests run when they are asked for by name, and not because of another ``-m``."""
+    if "full_size" in config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("full_size"):
+            item.add_marker(pytest.mark.skip(reason="full size: pytest -m full_size"))
+
+
 def write_tokenizer(folder: Path, max_length: int = 16) -> Any:
     """A byte-level CLIPTokenizer with a few merges."""
     from tokenizers.pre_tokenizers import ByteLevel

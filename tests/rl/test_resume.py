@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from cxrl.models.policy import LORA_FILE
 from cxrl.rl.checkpoint import checkpoints, load_checkpoint
 
+# One script serves the whole module, and a busy machine may be slow.
+pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
 TIMEOUT = 20.0  # forked_runs.TIMEOUT
 TIMES = {"seconds", "wall_seconds", "eta_seconds"}
@@ -43,7 +45,7 @@ def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     # One thread: sums in another order are other bits.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=280, check=False
+        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=880, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
@@ -90,8 +92,8 @@ def test_two_processes_are_one_to_rounding(runs: tuple[Path, dict[str, Any]], ru
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2)
     weights = [load_file(folder / name / "adapter" / LORA_FILE) for name in ("never", run)]
     for name, value in weights[0].items():
-        # Eight steps of AdamW of 1e-3: a hundredth of the way.
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=8e-5)
+        # Eight steps of AdamW of 1e-3; measured 2.4e-7 on weights of up to 1.6, so a few units in the last place.
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=8e-6)
 
 
 def test_two_processes_in_bfloat16_agree_with_each_other(runs: tuple[Path, dict[str, Any]]) -> None:

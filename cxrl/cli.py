@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from cxrl.config import Config, load_preset, load_yaml, presets, sections
 from cxrl.errors import CxrlError, unknown_name
 from cxrl.options import Section, allowed, field_types
+from cxrl.privacy import owner_only
 
 DEFAULT_PRESET = "phantom"
 EXIT_USER_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
@@ -182,11 +183,13 @@ def at_least(low: int) -> Callable[[str], int]:
     return number
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, with the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a file whole or not at all, with the folders above it; ``private`` is for its owner alone."""
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
+    with owner_only(private):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # one that a kill left would keep its mode
+        partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -38,6 +38,12 @@ class ModelConfig(Section):
     allow_pickle: bool = option(
         False, "read pickled weights too; a pickle can run code: only files you trust"
     )
+    offload: bool = option(
+        False, "keep text encoder and autoencoder in the CPU's memory while they are not in use"
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute the UNet's activations twice and keep few: less memory, a third more time"
+    )
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,12 @@ class RunConfig(Section):
         ("tensorboard",),
         "loggers of accelerate, or none; they get numbers, never reports",
         choices=TRACKERS,
+    )
+    process_timeout: float = option(
+        600.0,
+        "how long a process waits for the others, as while one writes a checkpoint, before the run ends",
+        unit="seconds",
+        low=1.0,
     )
     debug: bool = option(False, "show tracebacks")
 

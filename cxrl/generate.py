@@ -23,14 +23,23 @@ def _generate(argv: Sequence[str]) -> None:
         "--seed", metavar="S", type=at_least(0), default=0, help="of the first image; the next has S + 1"
     )
     parser.add_argument("--anchor", action="store_true", help="draw with the anchor, from the same latents")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the PNG files go")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the files go")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        choices=("png", "dicom"),
+        default="png",
+        help="png or dicom (needs pydicom: pip install 'cxrl[dicom]'); default png",
+    )
     args = parser.parse(argv)
+    from cxrl.data.pixels import import_pydicom
     from cxrl.runs import draw_images, save_images
 
+    if args.format == "dicom":
+        import_pydicom()  # its absence is told before anything is drawn
     seeds = range(args.seed, args.seed + args.num_images)
-    images = draw_images(args.run, args.prompt, seeds=seeds, anchor=args.anchor)
-    source = "anchor" if args.anchor else "policy"
-    for path in save_images(args.out, images, prompt=args.prompt, seeds=seeds, source=source):
+    drawing = draw_images(args.run, args.prompt, seeds=seeds, anchor=args.anchor)
+    for path in save_images(args.out, drawing, args.format):
         print(path)
 
 

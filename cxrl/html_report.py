@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from cxrl.config import load_yaml
 from cxrl.errors import CxrlError
 from cxrl.terminal import summary_table
 
@@ -27,6 +28,18 @@ STYLE = (
     "pre{background:#f4f4f2;padding:1em;overflow-x:auto}img{max-width:100%}figure{display:inline-block;margin:.5em}"
     "figcaption{font-size:13px}strong{background:#fff3c4;padding:.1em .4em}"
 )
+
+TERMS = (
+    "<p><strong>The captions quote reports of a restricted data set: do not pass this page on.</strong></p>"
+)
+
+
+def is_restricted(run_dir: Path) -> bool:
+    """Whether the run's data set may not be passed on. A configuration that cannot be read counts as such."""
+    try:
+        return load_yaml(run_dir / "config.yaml").data.is_restricted
+    except CxrlError:
+        return True
 
 
 def report_page(run_dir: Path) -> str:
@@ -52,6 +65,7 @@ def report_page(run_dir: Path) -> str:
     body = [
         f"<h1>cxrl run {escape(run_dir.resolve().name)}</h1>",
         "<p><strong>All images are synthetic. Not for diagnosis.</strong></p>",
+        *([TERMS] if is_restricted(run_dir) else []),
         f"<h2>Judges that gave no reward</h2><pre>{escape(table)}</pre>",
         "<h2>Curves</h2>",
         *(curve(title, series(records, key)) for title, key in CURVES),

@@ -19,10 +19,11 @@ def _report(argv: Sequence[str]) -> None:
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory of cxrl.train")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the page; default DIR-report.html")
     args = parser.parse(argv)
-    from cxrl.html_report import report_page
+    from cxrl.html_report import is_restricted, report_page
 
     out = args.out or args.run.resolve().parent / f"{args.run.resolve().name}-report.html"
-    write_text(out, report_page(args.run))
+    page = report_page(args.run)
+    write_text(out, page, private=is_restricted(args.run))
     print(out)
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cxrl.config import Config, load_yaml
+from cxrl.data.dicom import Series, save_dicom
 from cxrl.data.images import save_png
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
 from cxrl.metrics.judges import load_judges
 from cxrl.models.policy import Policy, load_policy
+from cxrl.privacy import owner_only
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.run_dir import CONFIG
 from cxrl.rl.seeding import generator
+
+FORMATS = {"png": ".png", "dicom": ".dcm"}
 
 
 def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
@@ -31,10 +36,31 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
     """
     if not (run_dir / CONFIG).is_file():
         raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
-    return load_yaml(run_dir / CONFIG), load_policy(run_dir, device=engine.device)
+    config = load_yaml(run_dir / CONFIG)
+    how = {"allow_pickle": config.model.allow_pickle, "offload": config.model.offload}
+    return config, load_policy(run_dir, device=engine.device, **how)
 
 
-def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: bool) -> Tensor:
+@dataclass(frozen=True)
+class Drawing:
+    """Images of one report by one side of a run.
+
+    Attributes:
+        images: float32 [N, 1, H, W] in [0, 1].
+        seeds: One per image.
+        source: "policy" or "anchor".
+        prompt: The report.
+        restricted: The run's data set may not be passed on.
+    """
+
+    images: Tensor
+    seeds: Sequence[int]
+    source: str
+    prompt: str
+    restricted: bool
+
+
+def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: bool) -> Drawing:
     """Images of one report. An image depends on its seed alone, policy and anchor start from the same x_T.
 
     Args:
@@ -42,9 +68,6 @@ def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: boo
         prompt: The report.
         seeds: One per image.
         anchor: Draw with the anchor.
-
-    Returns:
-        float32 [N, 1, H, W] in [0, 1].
 
     Raises:
         CxrlError: The prompt is empty or longer than the text encoder reads; there is no run.
@@ -55,15 +78,31 @@ def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: boo
     batch = PromptBatch.repeat([ReportPrompt(0, prompt, ())], len(seeds))
     rngs = [generator(seed, "generate", device=policy.device) for seed in seeds]
     noise = image_noise(rngs, policy.base.latent_shape)
-    return Sampler(policy, config.sampler).images(batch, noise, anchor=anchor)
+    images = Sampler(policy, config.sampler).images(batch, noise, anchor=anchor)
+    return Drawing(images, seeds, "anchor" if anchor else "policy", prompt, config.data.is_restricted)
 
 
-def save_images(out: Path, images: Tensor, *, prompt: str, seeds: Sequence[int], source: str) -> list[Path]:
-    """Write ``out/SOURCE-SEED.png`` for every image [N, 1, H, W], each saying that it is synthetic."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{source}-{seed:06d}.png" for seed in seeds]
-    for path, image, seed in zip(paths, images, seeds, strict=True):
-        save_png(path, image, prompt=prompt, seed=seed, extra={"Source": source})
+def save_images(out: Path, drawing: Drawing, file_format: str = "png") -> list[Path]:
+    """Write ``out/SOURCE-SEED.png`` or ``.dcm`` for every image, each saying that it is synthetic.
+
+    With restricted data the files are their owner's alone and do not hold the prompt, which may quote it.
+
+    Raises:
+        CxrlError: A file cannot be written, or the format is "dicom" and pydicom is not installed.
+    """
+    suffix = FORMATS[file_format]
+    paths = [out / f"{drawing.source}-{seed:06d}{suffix}" for seed in drawing.seeds]
+    source, prompt = drawing.source, "" if drawing.restricted else drawing.prompt
+    series = Series() if file_format == "dicom" else None
+    with owner_only(drawing.restricted):
+        out.mkdir(parents=True, exist_ok=True)
+        for number, (path, image, seed) in enumerate(
+            zip(paths, drawing.images, drawing.seeds, strict=True), 1
+        ):
+            if series is None:
+                save_png(path, image, seed=seed, prompt=prompt, extra={"Source": source})
+            else:
+                save_dicom(path, image, series, number=number, seed=seed, source=source, prompt=prompt)
     return paths
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,15 @@ import pytest
 import torch
 
 WORDS = ("no", "acute", "heart", "size", "is", "normal", "enlarged", "left", "pleural", "effusion", "lung")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``full_size`` tests run when they are asked for by name, and not because of another ``-m``."""
+    if "full_size" in config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("full_size"):
+            item.add_marker(pytest.mark.skip(reason="full size: pytest -m full_size"))
 
 
 def write_tokenizer(folder: Path, max_length: int = 16) -> Any:
@@ -44,27 +54,42 @@ def write_tokenizer(folder: Path, max_length: int = 16) -> Any:
 
 
 def write_pipeline(
-    folder: Path, *, prediction_type: str = "v_prediction", image_channels: int = 3, seed: int = 0
+    folder: Path,
+    *,
+    image_channels: int = 3,
+    seed: int = 0,
+    scheduler_class: str = "DDIMScheduler",
+    scheduler: dict[str, Any] | None = None,
+    width: int = 16,
+    unet: dict[str, Any] | None = None,
+    variant: str | None = None,
 ) -> Path:
-    """A random StableDiffusionPipeline folder: latents 4x8x8, images 16x16, 16 tokens of width 16."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    """A random StableDiffusionPipeline folder: latents 4x8x8, images 16x16, 16 tokens of width 16.
+
+    ``scheduler`` and ``unet`` go over their settings here; ``variant`` "fp16" writes half-precision files.
+    """
+    import diffusers
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     write_tokenizer(folder.parent / f"{folder.name}-tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder.parent / f"{folder.name}-tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=2,
-            norm_num_groups=4,
-            cross_attention_dim=16,
+        network = UNet2DConditionModel(
+            **{
+                "sample_size": 8,
+                "in_channels": 4,
+                "out_channels": 4,
+                "block_out_channels": (8, 16),
+                "layers_per_block": 1,
+                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+                "attention_head_dim": 2,
+                "norm_num_groups": 4,
+                "cross_attention_dim": width,
+                **(unet or {}),
+            }
         )
         vae = AutoencoderKL(
             in_channels=image_channels,
@@ -80,7 +105,7 @@ def write_pipeline(
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=16,
+                hidden_size=width,
                 intermediate_size=32,
                 num_hidden_layers=1,
                 num_attention_heads=2,
@@ -90,28 +115,33 @@ def write_pipeline(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    scheduler = DDIMScheduler(
-        num_train_timesteps=100,
-        beta_start=0.001,
-        beta_end=0.1,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-        prediction_type=prediction_type,
-        timestep_spacing="trailing",
-    )
+    settings = {
+        "num_train_timesteps": 100,
+        "beta_start": 0.001,
+        "beta_end": 0.1,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 1,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        **(scheduler or {}),
+    }
+    kind = getattr(diffusers, scheduler_class)
+    known = inspect.signature(kind.__init__).parameters
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
+        unet=network,
+        scheduler=kind(**{k: v for k, v in settings.items() if k in known}),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder)
+    if variant is not None:
+        pipeline.to(torch.float16)
+    pipeline.save_pretrained(folder, variant=variant)
     return folder
 
 

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 
+import pydicom
 import pytest
 import torch
 import yaml
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cxrl import evaluate, generate, report, train
+from cxrl.data.pixels import read_image
 from cxrl.data.prompts import ReportPrompt
 from cxrl.models.scorers import Scorer, ScorerConfig, save_scorer
 from cxrl.rewards.base import _REGISTRY, register_reward
@@ -178,12 +181,53 @@ def test_the_anchor_is_another_model_from_the_same_latents(finished, tmp_path):
     assert policy["policy-000000.png"][0] != anchor["anchor-000000.png"][0]
 
 
+def test_dicom_holds_the_images_of_the_png(finished, tmp_path):
+    argv = ["--run", str(finished), "--prompt", "left effusion", "--num-images", "2", "--seed", "5"]
+    for kind in ("png", "dicom"):
+        assert generate.main([*argv, "--format", kind, "--out", str(tmp_path / kind)]) == 0
+    files = sorted((tmp_path / "dicom").iterdir())
+    assert [p.name for p in files] == ["policy-000005.dcm", "policy-000006.dcm"]
+    data = [pydicom.dcmread(p) for p in files]
+    assert [d.InstanceNumber for d in data] == [1, 2]
+    assert data[0].StudyInstanceUID == data[1].StudyInstanceUID
+    assert data[0].ImageComments.endswith("Prompt: left effusion")
+    for path in files:
+        png = read_image(tmp_path / "png" / f"{path.stem}.png")
+        assert float((read_image(path) - png).abs().max()) <= 0.5 / 255 + 0.5 / 65535 + 1e-6
+
+
+def test_dicom_without_pydicom_is_told_before_anything_is_drawn(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    argv = ["--run", finished, "--prompt", "left effusion", "--format", "dicom", "--out", tmp_path / "o"]
+    fails(capsys, generate.main, argv, "DICOM needs pydicom", "pip install 'cxrl[dicom]'")
+    fails(capsys, generate.main, [*argv, "--format", "bmp"], "'bmp' (choose from", "dicom")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_restricted_data_leaves_no_prompt_and_no_file_for_others(copy, tmp_path):
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["data"]["restricted"] = "yes"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    argv = ["--run", str(copy), "--prompt", "left effusion", "--num-images", "1"]
+    for kind in ("png", "dicom"):
+        assert generate.main([*argv, "--format", kind, "--out", str(tmp_path / "out" / kind)]) == 0
+    assert report.main(["--run", str(copy)]) == 0
+    page = tmp_path / "copy-report.html"
+    assert "do not pass this page on" in page.read_text()
+    written = [page, tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(written) == 6
+    for path in written:
+        assert path.stat().st_mode & 0o077 == 0, path
+        assert path == page or path.is_dir() or b"effusion" not in path.read_bytes()
+
+
 def test_report_is_one_page_with_everything(finished, tmp_path, capsys):
     assert report.main(["--run", str(finished), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") >= 5
     assert page.count("data:image/png;base64,") == len(list((finished / "samples").glob("*.png")))
     assert "Not for diagnosis" in page
+    assert "do not pass this page on" not in page
     assert "images a side" in page
     assert report.main(["--run", str(finished)]) == 0
     assert (finished.parent / "smoke-report.html").is_file()

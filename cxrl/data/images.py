@@ -24,8 +24,8 @@ _ASCII = str.maketrans(
 )
 
 
-def to_uint8(image: Tensor) -> np.ndarray:
-    """[1, H, W] in [0, 1] to uint8 [H, W], rounded to the nearest level.
+def check_image(image: Tensor) -> Tensor:
+    """[1, H, W] in [0, 1] to float32 [H, W] on the CPU.
 
     Raises:
         ValueError: A wrong shape, or values that are not finite or outside [0, 1].
@@ -35,25 +35,31 @@ def to_uint8(image: Tensor) -> np.ndarray:
     image = image.detach().float().cpu()
     if not bool(((image >= 0) & (image <= 1)).all()):
         raise ValueError("image has values outside [0, 1] or nan")
-    return image[0].mul(255.0).round().to(torch.uint8).numpy()
+    return image[0]
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """[1, H, W] in [0, 1] to uint8 [H, W], rounded to the nearest level. Raises as :func:`check_image`."""
+    return check_image(image).mul(255.0).round().to(torch.uint8).numpy()
 
 
 def save_png(
-    path: Path, image: Tensor, *, prompt: str, seed: int, extra: Mapping[str, str] | None = None
+    path: Path, image: Tensor, *, seed: int, prompt: str = "", extra: Mapping[str, str] | None = None
 ) -> None:
     """Write one image as an 8-bit PNG that names its origin.
 
     Args:
         path: The file; its folder exists.
         image: [1, H, W] in [0, 1].
-        prompt: The report that it was drawn from, chunk ``Prompt``.
         seed: Of its latent, chunk ``Seed``.
+        prompt: The report that it was drawn from, chunk ``Prompt``; empty leaves it out.
         extra: Further text chunks.
 
     Raises:
         CxrlError: The file cannot be written.
     """
-    chunks = {"Prompt": prompt, "Seed": str(seed), **(extra or {})}
+    chunks = {"Prompt": prompt} if prompt else {}
+    chunks |= {"Seed": str(seed), **(extra or {})}
     _write(path, Image.fromarray(to_uint8(image)), chunks)
 
 

@@ -48,7 +48,8 @@ def read_image(path: Path, size: int | tuple[int, int] | None = None, *, crop: b
 
     Returns:
         float32 [1, H, W] in [0, 1]. 8-bit and 16-bit files are scaled by their type's range; a DICOM, after
-        its lookup tables and window, by its own minimum and maximum, and inverted if it is MONOCHROME1.
+        its lookup tables and window, by its own minimum and maximum, and inverted if it is MONOCHROME1. A
+        Secondary Capture without rescaling is a finished picture: by its type's range.
 
     Raises:
         UnreadableImage: It is missing, truncated, constant, or no single grey image.
@@ -151,7 +152,7 @@ def import_pydicom() -> Any:
     try:
         import pydicom
     except ImportError:
-        raise CxrlError("reading DICOM needs pydicom: pip install 'cxrl[dicom]'") from None
+        raise CxrlError("DICOM needs pydicom: pip install 'cxrl[dicom]'") from None
     return pydicom
 
 
@@ -175,10 +176,22 @@ def _read_dicom(path: Path) -> np.ndarray:
     if not shown.any():
         raise UnreadableImage(path, "image blank", "every pixel is padding")
     low, high = float(pixels[shown].min()), float(pixels[shown].max())
+    if low < high and _is_finished_picture(data):
+        low, high = 0.0, 2.0 ** int(data.BitsStored) - 1.0
     pixels = ((pixels - low) / max(high - low, 1e-9)).clip(0.0, 1.0)
     if photometric == "MONOCHROME1":
         pixels = 1.0 - pixels
     return np.asarray(np.where(shown, pixels, 0.0), dtype=np.float32)
+
+
+def _is_finished_picture(data: Any) -> bool:
+    """Whether the stored range, not the values that occur, is what black and white mean."""
+    rescaled = any(name in data for name in ("RescaleSlope", "ModalityLUTSequence", "VOILUTSequence"))
+    return (
+        data.get("SOPClassUID") == import_pydicom().uid.SecondaryCaptureImageStorage
+        and not rescaled
+        and int(data.PixelRepresentation) == 0
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from cxrl.errors import CxrlError
 PHANTOM = Path(__file__).parents[1] / "assets" / "phantom" / "pipeline"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DECODE_BATCH = 32
-"""A decoder's activations are large: more images at once are slower on a CPU and may not fit a GPU."""
+DECODE_PIXELS = 2 * 512 * 512
+"""Most images, and most pixels of them, decoded at once. A decoder's activations are large: about 1 GiB for
+512 × 512 pixels in float32, and more images at once are slower on a CPU."""
 _MIN_VOCABULARY = 256
 _MAX_TOKENS = 100_000  # tokenizers without a limit say 1e30
 
@@ -36,6 +39,7 @@ class BaseModel:
         scheduler_config: Of the pipeline's scheduler; :func:`cxrl.rl.schedule.ddim_table` reads it.
         latent_shape: (C, h, w) of one latent.
         max_tokens: Longest prompt in tokens, with the two that mark its ends.
+        offload: Whether text encoder and autoencoder are on the UNet's device only while they are in use.
     """
 
     def __init__(
@@ -46,8 +50,11 @@ class BaseModel:
         text_encoder: Any,
         tokenizer: Any,
         scheduler_config: dict[str, Any],
+        *,
+        offload: bool = False,
     ) -> None:
-        self.path = path
+        self.path, self.offload = path, offload
+        self._in_use: set[int] = set()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer = tokenizer
         self.scheduler_config = scheduler_config
@@ -56,6 +63,20 @@ class BaseModel:
         self.latent_shape = (int(self.unet.config.in_channels), int(height), int(width))
         positions = getattr(text_encoder.config, "max_position_embeddings", _MAX_TOKENS)
         self.max_tokens = int(min(tokenizer.model_max_length, positions, _MAX_TOKENS))
+
+    @contextlib.contextmanager
+    def in_use(self, network: Any) -> Iterator[None]:
+        """Inside, ``network`` is on the UNet's device. Nested uses move it once."""
+        if not self.offload or id(network) in self._in_use:
+            yield
+            return
+        self._in_use.add(id(network))
+        network.to(self.device)
+        try:
+            yield
+        finally:
+            network.to("cpu")
+            self._in_use.remove(id(network))
 
     @property
     def device(self) -> torch.device:
@@ -96,19 +117,20 @@ class BaseModel:
         mask = None
         if getattr(self.text_encoder.config, "use_attention_mask", False):
             mask = tokens.attention_mask.to(self.device)
-        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+        with self.in_use(self.text_encoder):
+            return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
 
     def pad_embedding(self) -> Tensor:
         """[D] embedding of the last padding token of an empty prompt, where ACE starts."""
         return self.encode_text([""])[0, -1]
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch_size: int = DECODE_BATCH) -> Tensor:
+    def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
         """Images of latents.
 
         Args:
             latents: float32 [N, C, h, w], scaled as the UNet sees them.
-            batch_size: Most images decoded at once.
+            batch_size: Most images decoded at once; None is as many as DECODE_BATCH and DECODE_PIXELS allow.
 
         Returns:
             float32 [N, 1, H, W] in [0, 1], the mean over the autoencoder's channels.
@@ -116,10 +138,15 @@ class BaseModel:
         config = self.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
         z = (latents / config.scaling_factor + shift).to(self.dtype)
-        parts = [
-            (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).mean(1, keepdim=True)
-            for part in z.split(batch_size)
-        ]
+        if batch_size is None:
+            scale = 2 ** (len(config.block_out_channels) - 1)
+            pixels = latents.shape[-2] * latents.shape[-1] * scale**2
+            batch_size = min(DECODE_BATCH, max(1, DECODE_PIXELS // pixels))
+        with self.in_use(self.vae):
+            parts = [
+                (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).mean(1, keepdim=True)
+                for part in z.split(batch_size)
+            ]
         return torch.cat(parts).contiguous()
 
     def fingerprint(self) -> str:
@@ -172,17 +199,22 @@ def load_base(
     dtype: str = "float32",
     device: torch.device | str = "cpu",
     allow_pickle: bool = False,
+    offload: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> BaseModel:
-    """Load a base.
+    """Load a base. Where there are only weights of the variant fp16, those are read, whatever ``dtype``.
 
     Args:
         path: "phantom" is the one that ships; else a StableDiffusionPipeline folder or a hub id.
         dtype: Of the networks: "float32", "bfloat16" or "float16".
         device: Where the networks go.
         allow_pickle: Also read weights that are not safetensors. A pickle can run code.
+        offload: Keep text encoder and autoencoder on the CPU while they are not in use.
+        gradient_checkpointing: Of the UNet: activations are computed again for the gradient.
 
     Raises:
-        CxrlError: A part is missing, unreadable or of a wrong kind; the message names it.
+        CxrlError: A part is missing, unreadable or of a wrong kind, or the parts do not fit together; the
+            message names it.
     """
     import transformers
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -192,10 +224,8 @@ def load_base(
     folder = str(PHANTOM) if str(path) == "phantom" else str(path)
     index = _load(folder, "model_index.json", lambda: StableDiffusionPipeline.load_config(folder))
     weights = {"torch_dtype": DTYPES[dtype], "use_safetensors": None if allow_pickle else True}
-    unet = _load(
-        folder, "unet", lambda: UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **weights)
-    )
-    vae = _load(folder, "vae", lambda: AutoencoderKL.from_pretrained(folder, subfolder="vae", **weights))
+    unet = _load_network(folder, "unet", UNet2DConditionModel, weights)
+    vae = _load_network(folder, "vae", AutoencoderKL, weights)
     encoder_type = getattr(transformers, index.get("text_encoder", [None, ""])[1] or "", None)
     tokenizer_type = getattr(transformers, index.get("tokenizer", [None, ""])[1] or "", None)
     if encoder_type is None or tokenizer_type is None:
@@ -205,23 +235,59 @@ def load_base(
         )
     weights["dtype"] = weights.pop("torch_dtype")
     with _no_progress_bar():
-        text_encoder = _load(
-            folder,
-            "text_encoder",
-            lambda: encoder_type.from_pretrained(folder, subfolder="text_encoder", **weights),
-        )
+        text_encoder = _load_network(folder, "text_encoder", encoder_type, weights)
     tokenizer = _load(
         folder, "tokenizer", lambda: tokenizer_type.from_pretrained(folder, subfolder="tokenizer")
     )
     if len(tokenizer) < _MIN_VOCABULARY:  # transformers makes an empty one where the files are missing
         raise CxrlError(f"model.path: cannot load tokenizer of {folder}: it has {len(tokenizer)} tokens")
     scheduler = _load(folder, "scheduler", lambda: _scheduler_config(folder))
+    _check_parts(folder, unet, vae, text_encoder)
     for network in (unet, vae, text_encoder):
-        network.requires_grad_(False).eval().to(device)
+        network.requires_grad_(False).eval()
+        network.to("cpu" if offload and network is not unet else device)
     # Convolutions are most of the work, and both CPUs and GPUs run them faster in this layout.
     unet.to(memory_format=torch.channels_last)
     vae.to(memory_format=torch.channels_last)
-    return BaseModel(str(path), unet, vae, text_encoder, tokenizer, scheduler)
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return BaseModel(str(path), unet, vae, text_encoder, tokenizer, scheduler, offload=offload)
+
+
+def _load_network(folder: str, part: str, kind: Any, weights: dict[str, Any]) -> Any:
+    """The weights; those of the variant fp16 where there are no others. The error is that of the full ones."""
+
+    def load(**variant: str) -> Any:
+        return kind.from_pretrained(folder, subfolder=part, **weights, **variant)
+
+    try:
+        return _load(folder, part, load)
+    except CxrlError as error:
+        if "file named" not in str(error):  # there, and damaged: not to be passed over
+            raise
+        try:
+            network = load(variant="fp16")
+        except Exception:  # as in _load
+            raise error from None
+    warnings.warn(f"model.path: {folder} has only fp16 weights of {part}; they are read", stacklevel=3)
+    return network
+
+
+def _check_parts(folder: str, unet: Any, vae: Any, text_encoder: Any) -> None:
+    """Refuse what has the files of a StableDiffusionPipeline and does not work like one."""
+    u, problem = unet.config, ""
+    latent, width = vae.config.latent_channels, getattr(text_encoder.config, "hidden_size", None)
+    if not u.in_channels == u.out_channels == latent:
+        problem = (
+            f"its UNet takes {u.in_channels} channels and gives {u.out_channels}, its autoencoder has {latent}; "
+            "an inpainting, upscaling or learned-variance model is none that draws from text alone"
+        )
+    elif u.encoder_hid_dim_type is None and u.cross_attention_dim != width:
+        problem = f"its UNet reads text of width {u.cross_attention_dim}, its text encoder gives {width}"
+    elif u.addition_embed_type is not None or u.class_embed_type is not None or u.num_class_embeds:
+        problem = "its UNet needs more than text and timestep, as SDXL's does"
+    if problem:
+        raise CxrlError(f"model.path: {folder}: {problem}; expected a StableDiffusionPipeline")
 
 
 def _scheduler_config(folder: str) -> dict[str, Any]:

@@ -277,7 +277,12 @@ def _order_metadata(path: Path) -> None:
 
 
 def load_policy(
-    run_dir: str | Path, *, checkpoint: str | None = None, device: torch.device | str = "cpu"
+    run_dir: str | Path,
+    *,
+    checkpoint: str | None = None,
+    device: torch.device | str = "cpu",
+    allow_pickle: bool = False,
+    offload: bool = False,
 ) -> Policy:
     """The policy of a run, with its averaged weights.
 
@@ -286,6 +291,7 @@ def load_policy(
         checkpoint: Name of a folder in ``checkpoints/``; by default the finished adapter, or the newest
             checkpoint while the run has not finished.
         device: Where the networks go.
+        allow_pickle, offload: As in :func:`cxrl.models.base.load_base`.
 
     Raises:
         CxrlError: There is no run, a file is damaged, or the base is not the one it was trained from.
@@ -303,7 +309,9 @@ def load_policy(
     about = read_json(folder / (ADAPTER_FILE if is_adapter else POLICY_FILE))
     try:
         config = PolicyConfig(**about["policy"])
-        base = load_base(about["base"], dtype=about["dtype"], device=device)
+        base = load_base(
+            about["base"], dtype=about["dtype"], device=device, allow_pickle=allow_pickle, offload=offload
+        )
         fingerprint = about["base_fingerprint"]
     except (KeyError, TypeError) as error:
         raise CxrlError(f"{folder}: its description misses or has an unknown {error}") from error

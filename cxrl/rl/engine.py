@@ -3,19 +3,35 @@
 Work is split by sample: process r of R owns a contiguous share of the N samples. Random numbers are drawn
 for all N by everyone, rewards are gathered, and gradients are summed over rows that were divided by the
 whole count, so R processes take the same step as one, to rounding. No wrapper around the network: what is
-reduced is one flat vector of the trainable weights' gradients, so a process whose rows all have zero
-advantage cannot hang the others.
+reduced is the trainable weights' gradients as flat vectors, so a process whose rows all have zero advantage
+cannot hang the others. Every process holds all weights: sharded ones (FSDP, DeepSpeed) are refused.
+
+A process that ends, or that does not answer for ``timeout``, ends the others with an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cxrl.errors import CxrlError, unknown_name
+
+DEFAULT_TIMEOUT = 600.0
+BUCKET = 2**25
+"""Elements of the flat vectors that gradients are summed in: 128 MiB, whatever the size of the network."""
+_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+_WITHOUT_EFFECT = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "model.dtype"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "optim.gradient_accumulation"),
+}
+"""Environment variable that accelerate's launcher sets from its configuration: (harmless value, our option)."""
 
 
 class Engine:
@@ -26,20 +42,53 @@ class Engine:
         is_main: Whether this process writes files.
     """
 
-    def __init__(self, run_dir: Path, trackers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, run_dir: Path, trackers: Sequence[str] = (), *, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        """Join the processes that a launcher started; without one, be the only one.
+
+        Args:
+            run_dir: For the trackers' logs.
+            trackers: Of accelerate.
+            timeout: Seconds that a process waits for the others.
+
+        Raises:
+            CxrlError: A tracker that cannot be had, sharded weights, or processes that do not come together.
+        """
         from accelerate import Accelerator
-        from accelerate.utils import ProjectConfiguration
+        from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
         _check_trackers(trackers)
+        _check_launcher()
+        self.timeout = timeout
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         project = ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs"))
         # model.dtype is the one knob of precision: accelerate's own stays off.
-        self.accelerator = Accelerator(
-            mixed_precision="no", log_with=list(trackers) or None, project_config=project
-        )
+        with self._together("starting"):
+            self.accelerator = Accelerator(
+                mixed_precision="no",
+                log_with=list(trackers) or None,
+                project_config=project,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+            )
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
-        self.rank: int = self.accelerator.process_index
-        self.world: int = self.accelerator.num_processes
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+
+    @contextlib.contextmanager
+    def _together(self, what: str) -> Iterator[None]:
+        """Inside, all processes do the same. A RuntimeError, which is what the backends raise, is a lost one."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise CxrlError(
+                f"process {self.rank} of {self.world} lost another one while {what}: its own message says why; "
+                f"without one it was killed, or did not answer for {self.timeout:g} s (run.process_timeout). "
+                f"The last checkpoint is intact: go on with --resume ({reason})"
+            ) from error
 
     def share(self, total: int) -> slice:
         """This process's part of ``total`` items; parts differ by at most one."""
@@ -52,17 +101,24 @@ class Engine:
         largest = -(-total // self.world)
         padded = local.new_zeros(largest, *local.shape[1:])
         padded[: len(local)] = local
-        parts = self.accelerator.gather(padded).split(largest)
+        with self._together("gathering"):
+            parts = self.accelerator.gather(padded).split(largest)
         sizes = [total * (r + 1) // self.world - total * r // self.world for r in range(self.world)]
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def sum(self, local: Tensor) -> Tensor:
         """Elementwise sum over the processes."""
-        return local if self.world == 1 else self.accelerator.reduce(local.clone(), "sum")
+        if self.world == 1:
+            return local
+        with self._together("summing"):
+            return self.accelerator.reduce(local.clone(), "sum")
 
     def max(self, local: Tensor) -> Tensor:
         """Elementwise maximum over the processes."""
-        return local if self.world == 1 else self.accelerator.gather(local[None]).amax(0)
+        if self.world == 1:
+            return local
+        with self._together("comparing"):
+            return self.accelerator.gather(local[None]).amax(0)
 
     def sum_gradients(self, params: list[nn.Parameter]) -> None:
         """Sum gradients over the processes; a missing one counts as zero."""
@@ -72,14 +128,30 @@ class Engine:
         if self.world == 1:
             return
         grads = [p.grad for p in params if p.grad is not None]
-        flat = self.sum(torch.cat([g.flatten() for g in grads]))
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        for bucket in _buckets(grads):
+            flat = self.sum(torch.cat([g.flatten() for g in bucket]))
+            for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def check_same(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise CxrlError, in every process, unless all hold the same bits of these float32 tensors."""
+        if self.world == 1 or not tensors:
+            return
+        sums = [t.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for t in tensors.values()]
+        mine = torch.stack(sums).to(self.device)
+        differ = self.max(mine) != -self.max(-mine)
+        if bool(differ.any()):
+            name = list(tensors)[int(differ.nonzero()[0])]
+            raise CxrlError(
+                f"the processes disagree on {int(differ.sum())} of {len(tensors)} weights, the first {name}; "
+                "they must run the same software on the same kind of device. The last checkpoint is intact"
+            )
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
-            self.accelerator.wait_for_everyone()
+            with self._together("waiting"):
+                self.accelerator.wait_for_everyone()
 
     def start_trackers(self) -> None:
         """Open the trackers; they get numbers, never reports or images."""
@@ -89,7 +161,39 @@ class Engine:
         self.accelerator.log(numbers, step=step)
 
     def finish(self) -> None:
+        """Close the trackers and part from the other processes."""
         self.accelerator.end_training()
+
+    def abandon(self) -> None:
+        """Close the trackers after an error; the others notice when this process ends."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of together at most BUCKET elements; a larger one is alone."""
+    bucket: list[Tensor] = []
+    for grad in grads:
+        if bucket and sum(g.numel() for g in bucket) + grad.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(grad)
+    if bucket:
+        yield bucket
+
+
+def _check_launcher() -> None:
+    """Refuse what this engine does not do, and say what has no effect here."""
+    for name in _SHARDED:
+        if os.environ.get(name, "").lower() == "true":
+            raise CxrlError(
+                f"{name} is set, but every process holds all weights; configure accelerate for plain "
+                "multi-GPU (distributed_type MULTI_GPU), see docs/multi-gpu.md"
+            )
+    for name, (harmless, ours) in _WITHOUT_EFFECT.items():
+        value = os.environ.get(name, harmless)
+        if value != harmless and os.environ.get("RANK", "0") == "0":
+            warnings.warn(f"{name}={value} has no effect here; use --{ours.replace('_', '-')}", stacklevel=3)
 
 
 def _check_trackers(names: Sequence[str]) -> None:

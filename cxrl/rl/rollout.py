@@ -84,10 +84,12 @@ class Sampler:
 
     def prompt_embeds(self, prompts: Sequence[ReportPrompt]) -> Tensor:
         """[P, L, D] of distinct prompts, each encoded once and alone: its bits depend on nothing else."""
-        result = []
+        base, result = self.policy.base, []
+        new = list(dict.fromkeys(p.text for p in prompts if p.text not in self._embeds))
+        if new:
+            with base.in_use(base.text_encoder):
+                self._embeds.update({text: base.encode_text([text])[0] for text in new})
         for prompt in prompts:
-            if prompt.text not in self._embeds:
-                self._embeds[prompt.text] = self.policy.base.encode_text([prompt.text])[0]
             self._embeds.move_to_end(prompt.text)
             result.append(self._embeds[prompt.text])
         while len(self._embeds) > _MAX_CACHED_PROMPTS:

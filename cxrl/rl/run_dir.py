@@ -14,6 +14,7 @@ from typing import Any
 
 from cxrl.config import Config, load_yaml
 from cxrl.errors import CxrlError
+from cxrl.privacy import owner_only
 from cxrl.rl.checkpoint import checkpoints, remove_partial, sync
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
@@ -25,6 +26,8 @@ MAY_CHANGE = (
     "eval",
     "data.cache",
     "data.restricted",
+    "model.offload",
+    "model.gradient_checkpointing",
     "train.num_epochs",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -64,7 +67,8 @@ class RunDir:
         return (self.path / CONFIG).exists() or bool(checkpoints(self.checkpoints))
 
     def claim(self, config: Config, *, resume: bool, overwrite: bool) -> None:
-        """Make the directory ready and write the configuration. Restricted data: for the owner alone.
+        """Make the directory ready and write the configuration. Restricted data: for the owner alone, as are
+        the folders above that did not exist.
 
         Raises:
             CxrlError: It cannot be written, it holds a run and neither flag is given, or a resumed run's
@@ -73,7 +77,8 @@ class RunDir:
         if resume and overwrite:
             raise CxrlError("--resume and --overwrite contradict each other; give one")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            with owner_only(config.data.is_restricted):
+                self.path.mkdir(parents=True, exist_ok=True)
             if config.data.is_restricted:
                 self.path.chmod(0o700)  # reports and images of a run quote the data set
             probe = self.path / ".write-test"
@@ -92,6 +97,10 @@ class RunDir:
                     f"{self.path} already holds a run; go on with --resume, replace it with --overwrite, or "
                     "choose another --run-dir"
                 )
+        with owner_only(config.data.is_restricted):
+            self._prepare(config, resume)
+
+    def _prepare(self, config: Config, resume: bool) -> None:
         remove_partial(self.checkpoints)
         if resume and (self.path / CONFIG).exists():
             check_same(load_yaml(self.path / CONFIG), config, self.path / CONFIG)

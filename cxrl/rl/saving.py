@@ -30,8 +30,15 @@ BANK_FILE, GOOD_FILE = "bank.safetensors", "good.safetensors"
 
 
 def save_run(trainer: Trainer) -> None:
-    """Write a checkpoint of everything that the next epoch depends on. Raises CxrlError when it cannot."""
+    """Write a checkpoint of everything that the next epoch depends on.
+
+    The main process writes; all must hold the same weights, for a resumed run starts all from these.
+
+    Raises:
+        CxrlError: It cannot be written, or the processes' weights differ.
+    """
     policy, updater = trainer.policy, trainer.updater
+    trainer.engine.check_same({**policy.weights(), **{f"ema/{name}": t for name, t in policy.ema.items()}})
     units = trainer.units
     bank = trainer.bank.state()
     if units is not None:

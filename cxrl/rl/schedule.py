@@ -71,6 +71,11 @@ def ddim_table(
     Raises:
         CxrlError: A chain that has no such table, or no step with σ > 0.
     """
+    if not {"beta_start", "beta_end", "beta_schedule", "trained_betas"} & set(scheduler_config):
+        name = scheduler_config.get("_class_name", "the scheduler")
+        raise CxrlError(
+            f"{name} has no betas (flow matching has none), and DDIM needs them: another base, see model.path"
+        )
     known = set(inspect.signature(DDIMScheduler.__init__).parameters) - {"self"}
     config = {k: v for k, v in scheduler_config.items() if k in known}
     if config.get("thresholding"):
@@ -80,7 +85,10 @@ def ddim_table(
     total = int(config.get("num_train_timesteps", 1000))
     if not 1 <= num_steps <= total:
         raise CxrlError(f"sampler.num_steps: {num_steps}, but the model was trained with {total} timesteps")
-    scheduler: Any = DDIMScheduler(**{**config, "timestep_spacing": timestep_spacing})
+    try:
+        scheduler: Any = DDIMScheduler(**{**config, "timestep_spacing": timestep_spacing})
+    except NotImplementedError as error:
+        raise CxrlError(f"the scheduler's betas are none that DDIM knows: {error}") from None
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps.to(torch.int64)
     if int(timesteps.max()) >= total:

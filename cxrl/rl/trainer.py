@@ -24,6 +24,7 @@ from cxrl.metrics.judges import load_judges
 from cxrl.metrics.summary import JudgeModels, Summary
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
+from cxrl.privacy import owner_only
 from cxrl.rewards.base import Reward, build_rewards, check_labels, score_all
 from cxrl.rl.advantages import advantages
 from cxrl.rl.anchor import AnchorBank, bank_batch, bank_noise
@@ -90,7 +91,12 @@ class Trainer:
             CxrlError: Whatever a user can cause; the last checkpoint stays intact.
         """
         self._started = time.perf_counter()
-        self.engine = Engine(self.run_dir.path, self.config.run.trackers)
+        with owner_only(self.config.data.is_restricted):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        run = self.config.run
+        self.engine = Engine(self.run_dir.path, run.trackers, timeout=run.process_timeout)
         if self.engine.is_main:
             self.run_dir.claim(self.config, resume=self.resume, overwrite=self.overwrite)
         self.engine.wait()
@@ -101,9 +107,12 @@ class Trainer:
             self.run_dir.truncate_metrics(self.epoch)
         self.engine.start_trackers()
         try:
-            return self._train()
-        finally:
-            self.engine.finish()
+            result = self._train()
+        except BaseException:
+            self.engine.abandon()
+            raise
+        self.engine.finish()
+        return result
 
     def wall_seconds(self) -> float:
         """Time spent on the run, with what came before a resume."""
@@ -111,11 +120,14 @@ class Trainer:
 
     def _build(self) -> None:
         config = self.config
+        model = config.model
         base = load_base(
-            config.model.path,
-            dtype=config.model.dtype,
+            model.path,
+            dtype=model.dtype,
             device=self.engine.device,
-            allow_pickle=config.model.allow_pickle,
+            allow_pickle=model.allow_pickle,
+            offload=model.offload,
+            gradient_checkpointing=model.gradient_checkpointing,
         )
         if self._prompts is None:
             sets = [load_prompts(config, base, split) for split in ("train", "eval")]

@@ -225,13 +225,16 @@ class _Pass:
         num_steps = self.rollout.schedule.num_policy_steps
         num = min(NUM_PROBE_ROWS, len(self.advantages) * num_steps)
         flat = torch.linspace(0, len(self.advantages) * num_steps - 1, num, device=self.embeds.device).long()
-        sample, step = flat // num_steps, flat % num_steps
-        log_prob, output, table_rows = self._score(sample, step)
-        ratio = torch.exp(log_prob - self.old_log_probs[sample, step])
-        kl = step_kl(output, self._anchor(sample, step), self.sampler.guidance, table_rows)
+        ratios, kls = [], []
+        for part in torch.stack([flat // num_steps, flat % num_steps], 1).split(self.config.micro_batch_size):
+            sample, step = part.unbind(1)
+            log_prob, output, table_rows = self._score(sample, step)
+            ratios.append(torch.exp(log_prob - self.old_log_probs[sample, step]))
+            kls.append(step_kl(output, self._anchor(sample, step), self.sampler.guidance, table_rows))
+        ratio = torch.cat(ratios)
         values = torch.zeros(5, device=ratio.device)
         values[1] = ratio.sum()
-        return float(kl.mean()), _Sums(num, values, (ratio - 1).abs().max())
+        return float(torch.cat(kls).mean()), _Sums(num, values, (ratio - 1).abs().max())
 
     @torch.no_grad()
     def rescore(self, rows: Tensor) -> None:

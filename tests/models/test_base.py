@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,98 @@ def test_what_is_no_stable_diffusion_pipeline(tiny_pipeline: Path, tmp_path: Pat
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CxrlError, match="expected a StableDiffusionPipeline"):
         load_base(folder)
+
+
+def test_weights_of_the_variant_fp16_are_read_where_there_are_no_others(
+    make_pipeline: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    folder = make_pipeline(variant="fp16")
+    assert (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    with pytest.warns(UserWarning, match="has only fp16 weights of") as told:
+        base = load_base(folder)
+    assert len(told) == 3
+    assert base.unet.dtype == torch.float32
+    full = load_base(tiny_pipeline)  # the same seed
+    for name, p in full.unet.named_parameters():
+        torch.testing.assert_close(base.unet.get_parameter(name), p, rtol=1e-3, atol=1e-6)
+    copy = tmp_path / "both"
+    shutil.copytree(folder, copy)
+    shutil.copytree(tiny_pipeline, copy, dirs_exist_ok=True)
+    assert load_base(copy).fingerprint() == full.fingerprint()
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CxrlError, match="cannot load vae"):
+        load_base(copy)
+
+
+def test_a_safety_checker_is_not_even_looked_at(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "model.safetensors").write_bytes(b"not read")
+    assert load_base(folder).fingerprint() == load_base(tiny_pipeline).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unet": {"in_channels": 9}}, "UNet takes 9 channels and gives 4, its autoencoder has 4; an inpainting"),
+        ({"unet": {"cross_attention_dim": 20}}, "UNet reads text of width 20, its text encoder gives 16"),
+        ({"unet": {"num_class_embeds": 3}}, "needs more than text and timestep"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    make_pipeline: Callable[..., Path], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CxrlError, match=f"{message}.*; expected a StableDiffusionPipeline"):
+        load_base(make_pipeline(**settings))
+
+
+def test_few_large_images_are_decoded_at_once(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(tiny_pipeline)
+    expected = base.decode(torch.ones(5, 4, 8, 8))
+    sizes: list[int] = []
+    original = base.vae.decode
+
+    def decode(z: torch.Tensor, **settings: Any) -> Any:
+        sizes.append(len(z))
+        return original(z, **settings)
+
+    monkeypatch.setattr(base.vae, "decode", decode)
+    monkeypatch.setattr("cxrl.models.base.DECODE_PIXELS", 2 * 16 * 16 + 1)
+    torch.testing.assert_close(base.decode(torch.ones(5, 4, 8, 8)), expected, rtol=0, atol=1e-5)
+    assert sizes == [2, 2, 1]
+    sizes.clear()
+    monkeypatch.setattr("cxrl.models.base.DECODE_PIXELS", 1)
+    base.decode(torch.ones(2, 4, 8, 8))
+    assert sizes == [1, 1]
+
+
+def test_offloaded_networks_are_on_the_device_while_in_use_and_only_then(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_base, base = load_base(tiny_pipeline), load_base(tiny_pipeline, offload=True)
+    moves: list[str] = []
+    for name in ("vae", "text_encoder", "unet"):
+        network = getattr(base, name)
+        monkeypatch.setattr(network, "to", lambda device, name=name: moves.append(f"{name} {device}"))
+    # There is one device here: another name for it tells the two moves apart.
+    monkeypatch.setattr(type(base), "device", property(lambda self: torch.device("cpu:0")))
+    with base.in_use(base.text_encoder):
+        for text in TEXTS:
+            assert torch.equal(base.encode_text([text]), plain_base.encode_text([text]))
+    assert moves == ["text_encoder cpu:0", "text_encoder cpu"]
+    moves.clear()
+    z = torch.ones(2, 4, 8, 8)
+    assert torch.equal(base.decode(z), plain_base.decode(z))
+    assert moves == ["vae cpu:0", "vae cpu"]
+    moves.clear()
+    with pytest.raises(RuntimeError):
+        base.decode(torch.ones(2, 5, 8, 8))
+    assert moves == ["vae cpu:0", "vae cpu"], "it goes back after an error too"
+    assert not plain_base.offload

@@ -192,3 +192,29 @@ def test_trainable_weights_are_float32_in_a_bfloat16_network(tiny_pipeline: Path
         output = predict(policy)
         assert output.dtype == torch.bfloat16
         assert predict(policy, anchor=True).dtype == torch.bfloat16
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_no_bit(tiny_pipeline: Path) -> None:
+    def gradients(checkpointing: bool) -> tuple[Tensor, dict[str, Tensor], int]:
+        base = load_base(tiny_pipeline, gradient_checkpointing=checkpointing)
+        policy = Policy(base, PolicyConfig(lora_rank=2, num_ace_tokens=3), seed=1)
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = policy.predict(X, T, base.encode_text(TEXTS), prompt_of=torch.tensor([0, 2, 2]))[0]
+        inside = kept
+        output.square().mean().backward()
+        return output, {n: p.grad for n, p in policy.trainable.items() if p.grad is not None}, inside
+
+    (plain, expected, all_kept), (output, found, few_kept) = gradients(False), gradients(True)
+    assert torch.equal(output, plain)
+    assert expected.keys() == found.keys()
+    assert "ace" in found
+    for name, grad in expected.items():
+        assert torch.equal(found[name], grad), name
+    assert few_kept < all_kept / 2

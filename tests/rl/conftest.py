@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,8 @@ class ToyPolicy:
             device=self.device,
             dtype=torch.float32,
             latent_shape=(1, 1, 1),
+            text_encoder=None,
+            in_use=lambda network: contextlib.nullcontext(),
             encode_text=lambda texts: torch.zeros(len(texts), 3, 2),
             decode=lambda latents: latents,
         )

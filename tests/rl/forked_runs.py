@@ -1,9 +1,10 @@
-"""Run as a script: runs that die by SIGKILL at chosen moments and are resumed, and a run on two processes.
+"""Run as a script: runs that die by SIGKILL at chosen moments and are resumed, and runs on two processes.
 
     python forked_runs.py CONFTEST PIPELINE FOLDER
 
 The parent process imports and forks, so that one import serves all runs. Prints one JSON line:
-{"<run>": <signal that ended it, 0 if it ran to its end>, ...}; every run's directory is FOLDER/<run>.
+{"<run>": <signal that ended it, 0 if it ran to its end>, ...}, and for a run on two processes
+{"<run>": [{"signal", "status", "stderr", "seconds"} of each]}; every run's directory is FOLDER/<run>.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import cxrl.rl.checkpoint as checkpoint
 import cxrl.rl.trainer as trainer_module
+from cxrl.cli import run_command
 from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import ReportPrompt
+from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
 from cxrl.rl.run_dir import RunDir
@@ -29,19 +35,35 @@ from cxrl.rl.trainer import Trainer
 from cxrl.rl.update import Updater
 
 
+TIMEOUT = 20.0
+"""Seconds that a process waits for another; on a busy machine one may be late by a few."""
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_before(owner: Any, name: str, nth: int) -> None:
-    """SIGKILL at the nth call of a function, before it does anything."""
+def fall_silent() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def refuse() -> None:
+    raise CxrlError("a reward has no score for sample 3")
+
+
+def fill_the_disk() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def die_before(owner: Any, name: str, nth: int, end: Any = die) -> None:
+    """SIGKILL, or another end, at the nth call of a function, before it does anything."""
     original, calls = getattr(owner, name), 0
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == nth:
-            die()
+            end()
         return original(*args, **kwargs)
 
     setattr(owner, name, wrapper)
@@ -73,7 +95,7 @@ MOMENTS = {
 }
 
 
-def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool) -> None:
+def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool, **sections: dict[str, Any]) -> None:
     config = Config.from_dict(
         {
             "model": {"path": pipeline},
@@ -85,9 +107,10 @@ def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool) -> None:
             "train": {"num_epochs": 4, "prompts_per_epoch": 2, "samples_per_prompt": 2, "eval_every": 2}
             | {"checkpoint_every": 1, "keep_checkpoints": 1, "early_stop_fid": 0},
             "eval": {"num_images": 4, "samples_per_prompt": 2, "bootstrap": 0, "grid_prompts": 1},
-            "run": {"trackers": []},
+            "run": {"trackers": [], "process_timeout": TIMEOUT},
         }
     )
+    config = Config.from_dict(sections, config)
     prompts = [ReportPrompt(i, text, (float(i % 2), 1.0)) for i, text in enumerate(conftest.TEXTS)]
     rewards = {"posture": conftest.Brightness(), "diagnosis": conftest.LeftSide()}
     Trainer(
@@ -126,6 +149,68 @@ def as_process(rank: int, world: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
 
 
+def disagree() -> None:
+    """This process's weights move by themselves after the third step."""
+    original = Updater._step
+
+    def step(self: Updater, *args: Any) -> float:
+        result = original(self, *args)
+        if self.num_steps == 3:
+            with torch.no_grad():
+                self.policy.trainable["ace"][0, 0] += 1e-6
+        return result
+
+    Updater._step = step  # type: ignore[method-assign]
+
+
+NOTHING = (lambda: None, lambda: None)
+# The run, what befalls process 0 and process 1, and sections of its configuration.
+PAIRS: list[tuple[str, tuple[Any, Any], dict[str, Any]]] = [
+    ("two_processes", NOTHING, {}),
+    ("two_accumulating", NOTHING, {"optim": {"gradient_accumulation": 2, "micro_batch_size": 1}}),
+    ("two_in_bfloat16", NOTHING, {"model": {"dtype": "bfloat16"}, "optim": {"on_ratio_mismatch": "warn"}}),
+    ("one_killed", (NOTHING[0], lambda: die_before(Updater, "_step", 5)), {}),
+    ("one_refuses", (NOTHING[0], lambda: die_before(trainer_module, "score_all", 5, refuse)), {}),
+    ("main_refuses", (lambda: die_before(checkpoint, "save_file", 8, fill_the_disk), NOTHING[1]), {}),
+    ("one_disagrees", (NOTHING[0], disagree), {}),
+    (
+        "one_silent",
+        (NOTHING[0], lambda: die_before(Updater, "_step", 5, fall_silent)),
+        {"run": {"process_timeout": 5.0}},
+    ),
+]
+
+
+def pair(works: list[Any], logs: list[Path]) -> list[dict[str, Any]]:
+    """Run two processes of one run as commands. One that has stopped is killed when the other has ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started, children = time.perf_counter(), []
+    for rank, work in enumerate(works):
+        child = os.fork()
+        if child == 0:
+            as_process(rank, 2, port)
+            sys.stderr = logs[rank].open("w")
+            os._exit(run_command(work, []))
+        children.append(child)
+    ends: dict[int, dict[str, Any]] = {}
+    while len(ends) < 2:
+        child, status = os.waitpid(-1, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            continue
+        ends[child] = {
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            "status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            "seconds": time.perf_counter() - started,
+        }
+        for other in set(children) - ends.keys():
+            state = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "T":
+                os.kill(other, signal.SIGKILL)
+    return [ends[c] | {"stderr": log.read_text()} for c, log in zip(children, logs, strict=True)]
+
+
 def main() -> None:
     spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
     assert spec is not None
@@ -135,7 +220,7 @@ def main() -> None:
     pipeline, folder = sys.argv[2], Path(sys.argv[3])
     # The libraries load their parts on first use: here, once, and not in every child.
     Policy(load_base(pipeline), PolicyConfig()).save_adapter(folder / "warm-up")
-    signals = {}
+    signals: dict[str, Any] = {}
     for moment, arm in MOMENTS.items():
 
         def first(arm: Any = arm, moment: str = moment) -> None:
@@ -145,15 +230,26 @@ def main() -> None:
         signals[moment] = fork(first)
         if signals[moment]:
             fork(lambda moment=moment: train(conftest, pipeline, folder / moment, resume=True))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
 
-    def process(rank: int) -> None:
-        as_process(rank, 2, port)
-        train(conftest, pipeline, folder / "two_processes", resume=False)
+    def on_two(run: str, arms: tuple[Any, Any], resume: bool, sections: dict[str, Any]) -> list[dict[str, Any]]:
+        def process(arm: Any) -> Any:
+            def work(_: Any) -> None:
+                arm()
+                train(conftest, pipeline, folder / run, resume=resume, **sections)
 
-    signals["two_processes"] = fork(lambda: process(0), lambda: process(1))
+            return work
+
+        return pair([process(arm) for arm in arms], [folder / f"{run}-{rank}.err" for rank in (0, 1)])
+
+    for run, arms, sections in PAIRS:
+        signals[run] = on_two(run, arms, False, sections)
+    signals["one_killed_resumed"] = on_two("one_killed", NOTHING, True, {})
+
+    def alone() -> None:
+        bfloat16 = next(sections for run, _, sections in PAIRS if run == "two_in_bfloat16")
+        train(conftest, pipeline, folder / "one_in_bfloat16", resume=False, **bfloat16)
+
+    signals["one_in_bfloat16"] = fork(alone)
     print(json.dumps(signals))
 
 

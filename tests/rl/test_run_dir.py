@@ -48,11 +48,14 @@ def test_restricted_data_makes_private_run_directories(
     config = Config.from_dict({"data": data})
     old = tmp_path / "old"
     old.mkdir(mode=0o755)
-    for path in (tmp_path / "deep" / "new", old):
+    above = mode(tmp_path)
+    for path in (tmp_path / "deep" / "deeper" / "new", old):
         RunDir(path).claim(config, resume=False, overwrite=False)
-        assert (mode(path) == 0o700) == private
-        assert (mode(path) & 0o077 == 0) == private
-    assert mode(tmp_path / "deep") & 0o050, "only the run's own directory is closed"
+        for folder in (path, *(p for p in path.parents if p.is_relative_to(tmp_path) and p != tmp_path)):
+            assert (mode(folder) == 0o700) == private, folder
+        for inside in path.rglob("*"):
+            assert (mode(inside) & 0o077 == 0) == private, inside
+    assert mode(tmp_path) == above, "a folder that was there keeps its mode"
 
 
 class Said(Reporter):
@@ -110,6 +113,11 @@ def test_trackers_get_numbers_and_nothing_else(
     assert b"reward" in everything
     assert not [text for text in SECRETS if text in everything]
     assert mode(tmp_path / "run") == 0o700
+    inside = list((tmp_path / "run").rglob("*"))
+    assert len(inside) > 20
+    assert not [p for p in inside if mode(p) & 0o077], "a file may be moved out of the folder"
+    (tmp_path / "after").touch()
+    assert mode(tmp_path / "after") & 0o044, "the caller's own files are as before"
     assert not [m for m in said.messages for text in SECRETS if text.decode() in m], (
         "a terminal may be logged"
     )

@@ -65,6 +65,12 @@ class BaseModel:
     def dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that latents of ``latent_shape`` decode to."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
+
     def num_tokens(self, text: str) -> int:
         """Tokens of a prompt, with the two that mark its ends."""
         return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
@@ -204,7 +210,7 @@ def load_base(
             "expected a StableDiffusionPipeline"
         )
     weights["dtype"] = weights.pop("torch_dtype")
-    with _no_progress_bar():
+    with no_progress_bar():
         text_encoder = _load(
             folder,
             "text_encoder",
@@ -231,7 +237,7 @@ def _scheduler_config(folder: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Transformers draws one for a few megabytes."""
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
 """The guard ``cxrl/models/validity.py`` on real films, and the fit of its coefficients.
 
     python benchmarks/rewards_validity.py --films images.csv            results/rewards_validity.json
-    python benchmarks/rewards_validity.py --films images.csv --fit      prints new coefficients, writes nothing
+    python benchmarks/rewards_validity.py --films images.csv --fit      prints new coefficients
 
 The CSV has the columns ``image`` (relative to it) and ``patient``. Nothing of the films is written but
 numbers. "cross-validated" refits the coefficients without the patients and the pictures that are then
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -182,9 +183,7 @@ def cross_validated(films: Tensor, patients: list[str], others: Tensor) -> dict[
     for fold in range(FOLDS):
         w, b = fit(films[fold_of != fold], others[kind_of != fold])
 
-        def validity(images: Tensor, w: list[float] = w.tolist(), b: float = b) -> Tensor:
-            return film_validity(images, w, b)
-
+        validity = functools.partial(film_validity, coefficients=w.tolist(), intercept=b)
         for name, value in scores(validity, films[fold_of == fold], others[kind_of == fold]).items():
             collected.setdefault(name, []).append(value)
     return table({name: torch.cat(parts) for name, parts in collected.items()})

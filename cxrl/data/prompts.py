@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 NO_FINDING, SUPPORT_DEVICES = "No Finding", "Support Devices"
 
 
@@ -36,8 +35,8 @@ class ReportPrompt:
     def labels_of(self, findings: Sequence[str]) -> tuple[float, ...]:
         """The labels of these findings, nan for those that the data set does not know.
 
-        ``No Finding`` says that all others but devices are absent; that is filled in where ``findings`` does not
-        hold it.
+        ``No Finding`` says that all others but devices are absent; that is filled in where ``findings`` does
+        not hold it.
 
         Raises:
             ValueError: The labels have no names, and are not as many.

@@ -34,8 +34,8 @@ class Judges:
 
     Attributes:
         findings: Names of the F findings that the classifier knows.
-        reference: float32 [R, D], features of real films, or of clean ones of the phantom; None where there are
-            none, and then there is no Fréchet distance.
+        reference: float32 [R, D], features of real films, or of clean ones of the phantom; None where there
+            are none, and then there is no Fréchet distance.
         description: Which models, which features and which reference, for summary.json.
     """
 
@@ -49,7 +49,7 @@ class Judges:
         pair: tuple[Scorer, Tensor] | None = None,
         description: dict[str, Any] | None = None,
     ) -> None:
-        """``pair``: a second model whose features stand beside the classifier's, and the [D] units of both."""
+        """``pair``: a second model whose features stand beside the classifier's, and the [D] units."""
         self._posture, self._diagnosis, self._consistency = posture, diagnosis, consistency
         self._pair = pair
         self.findings: tuple[str, ...] = diagnosis.findings
@@ -80,8 +80,8 @@ class Judges:
     def features(self, images: Tensor) -> Tensor:
         """[N, D]: the last hidden layer of the classifier, for the phantom beside the posture regressor's.
 
-        Together these two see what is shown and how it is placed; one alone is blind to the other's half. Each
-        half is in units of its root-mean-square spread on the clean films, so that neither drowns the other.
+        These two together see what is shown and how it is placed; one is blind to the other's half. Each half
+        is in units of its root-mean-square spread on the clean films, so that neither drowns the other.
         """
         if self._pair is None:
             return self._diagnosis.features(images)

@@ -43,8 +43,8 @@ def reference_features(
         image_size: (height, width) of generated images.
 
     Returns:
-        float32 [R, D] on the CPU, or None where there are no films; and what to tell about it in summary.json:
-        ``reference``, or ``no_fid``, the reason why there is none.
+        float32 [R, D] on the CPU, or None where there are no films; and what to tell about it in
+        summary.json: ``reference``, or ``no_fid``, the reason why there is none.
 
     Raises:
         CxrlError: ``eval.reference`` is no folder with films, or fewer than two can be read.
@@ -74,8 +74,8 @@ def reference_features(
         found = torch.cat(parts) if parts else torch.zeros(0, 1)
         if len(found) < 2:
             raise CxrlError(
-                f"eval.reference: {len(found)} of {len(films)} real films can be read ({describe(tally.counts())}); "
-                "expected at least two, or eval.reference none"
+                f"eval.reference: {len(found)} of {len(films)} real films can be read "
+                f"({describe(tally.counts())}); expected at least two, or eval.reference none"
             )
         _write(path, found)
     return found, {"reference": f"{len(found)} real films of {where}"}

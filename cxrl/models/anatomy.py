@@ -1,4 +1,4 @@
-"""torchxrayvision's PSPNet (Lian et al., arXiv 2104.10326) as a judge of posture, by its masks of 14 structures.
+"""torchxrayvision's PSPNet (Lian et al., arXiv 2104.10326): posture by its masks of 14 structures.
 
 The network wants 512 × 512 pixels, three equal channels with ImageNet's mean and deviation.
 """
@@ -40,8 +40,8 @@ class AnatomicalPosture:
 
     @torch.no_grad()
     def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """psi [N, 5] and validity [N] in [0, 1] of images float32 [N, 1, H, W] in [0, 1]: 0 without two lungs,
-        and lower for an image that is no plausible film.
+        """psi [N, 5] and validity [N] in [0, 1] of images float32 [N, 1, H, W] in [0, 1]: 0 without two
+        lungs, and lower for an image that is no plausible film.
         """
         parts = [posture_from_masks(self.masks(part)) for part in images.split(self.batch_size)]
         psi, found = (torch.cat(values) for values in zip(*parts, strict=True))

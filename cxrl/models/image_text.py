@@ -66,9 +66,7 @@ class ImageTextModel:
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-norm embeddings float32 [N, E] of images float32 [N, 1, H, W] in [0, 1], and their validity [N]
-        in [0, 1], see :func:`cxrl.models.validity.film_validity`.
-        """
+        """Unit-norm float32 [N, E] of images float32 [N, 1, H, W] in [0, 1], and their film_validity [N]."""
         parts = [self._embed(part.to(self.device)) for part in images.split(self.batch_size)]
         return torch.cat(parts), film_validity(images.to(self.device))
 
@@ -128,11 +126,8 @@ class ImageTextModel:
         patches = patches.reshape(n, grid[0] * grid[1], -1)
         mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=pixels.device)
         shapes = torch.tensor([grid] * n, device=pixels.device)
-        return _unit(
-            self._network.get_image_features(
-                pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes
-            )
-        )
+        inputs = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        return _unit(self._network.get_image_features(**inputs))
 
     def _warn_of_long(self, texts: list[str]) -> None:
         lengths = [len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"]) for text in texts]

@@ -1,7 +1,7 @@
 """The models that score, by task: what each must offer, and loading the one that a choice names.
 
-Every model takes images float32 [N, 1, H, W] in [0, 1], brings its own normalisation, and says for every image
-how plausible it is as a chest film (``validity`` in [0, 1]): by a head of its own, or by
+Every model takes images float32 [N, 1, H, W] in [0, 1], brings its own normalisation, and says for every
+image how plausible it is as a chest film (``validity`` in [0, 1]): by a head of its own, or by
 :mod:`cxrl.models.validity`.
 """
 

@@ -35,7 +35,7 @@ LEFT_SHARE = 0.46
 """Usual share of the left lung in the area of both; the heart takes the rest."""
 SYMMETRY_WEIGHT = 0.1
 """Of the difference between the lungs' shares: a whole missing half counts like 3° of tilt."""
-MIN_LUNG, MAX_LUNG = 0.02, 0.60
+MIN_LUNG, MAX_LUNG = 0.02, 0.75
 """Smallest share of the film that each lung, and largest that both may cover."""
 MIN_PART = 0.001
 
@@ -51,7 +51,7 @@ def posture_from_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
         then psi means nothing.
     """
     m = (masks >= 0.5).float()
-    n, _, height, width = m.shape
+    height, width = m.shape[-2:]
     x = (torch.arange(width, device=m.device) + 0.5) / width * 2.0 - 1.0
     y = (torch.arange(height, device=m.device) + 0.5) / height * 2.0 - 1.0
     area = m.mean((2, 3))
@@ -124,8 +124,8 @@ def _rotation(m: Tensor, area: Tensor, x: Tensor) -> Tensor:
 
 
 def _tilt(area: Tensor, center: Tensor) -> Tensor:
-    """Angle of the line through the clavicles' centres, positive when the left one is lower; of the lungs' centres
-    where the clavicles were not found, at half weight: a raised diaphragm tilts them too.
+    """Angle of the line through the clavicles' centres, positive when the left one is lower; where they were
+    not found that of the lungs' centres, at half weight: a raised diaphragm tilts them too.
     """
 
     def angle(pair: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ image quality, and a picture made to pass can pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -79,7 +80,7 @@ def film_features(images: Tensor) -> Tensor:
     levels = [F.interpolate(_resized(images, n), OCTAVES[-1], mode="bilinear") for n in OCTAVES]
     octaves = [
         ((finer - coarser).flatten(1).std(1) / total).clamp_min(1e-3).log()
-        for coarser, finer in zip(levels[:-1], levels[1:], strict=True)
+        for coarser, finer in itertools.pairwise(levels)
     ]
     asymmetry = (odd.flatten(1).square().mean(1) + 1e-3).log()
     return torch.cat([even[:, :, : ZONES // 2].flatten(1), torch.stack([*octaves, asymmetry], 1)], 1)

@@ -267,7 +267,7 @@ def parse_digests(entries: Iterable[str], section: str) -> dict[str, str]:
         task, _, digest = entry.partition("=")
         if task not in TASKS or len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
             raise CxrlError(
-                f"{section}.sha256: {entry!r} is not TASK=DIGEST, a task of {', '.join(TASKS)} and 64 hex digits"
+                f"{section}.sha256: {entry!r} is not TASK=DIGEST, one of {', '.join(TASKS)} and 64 hex digits"
             )
         digests[task] = digest.lower()
     return digests
@@ -343,18 +343,21 @@ def check_present(choice: ModelChoice) -> None:
 
 def check_digest(path: Path, expected: str, option: str) -> None:
     """Raise CxrlError unless the file has the SHA-256, or where none is expected: a pickle needs one."""
-    found = file_sha256(path)
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise CxrlError(f"{option}: cannot read {path}: {error.strerror}") from None
     section, _, task = option.partition(".")
     pin = f"--{section}.sha256 {task}=HEX"
     if not expected:
         raise CxrlError(
-            f"{option}: {path} is a pickle and no SHA-256 is known for it; compare it with its source and pin it "
-            f"with {pin} (the file has {found})"
+            f"{option}: {path} is a pickle and no SHA-256 is known for it; compare it with its source and "
+            f"pin it with {pin} (the file has {found})"
         )
     if found != expected:
         raise CxrlError(
-            f"{option}: {path} has SHA-256 {found}, expected {expected}; it is damaged or another file: get it "
-            f"again, or pin yours with {pin}"
+            f"{option}: {path} has SHA-256 {found}, expected {expected}; it is damaged or another file: get "
+            f"it again, or pin yours with {pin}"
         )
 
 

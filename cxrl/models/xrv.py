@@ -25,7 +25,7 @@ from cxrl.models.validity import film_validity
 from cxrl.models.weights import ModelChoice, check_digest, check_present
 
 CHEXPERT_NAMES = {"Effusion": "Pleural Effusion"}
-"""torchxrayvision's name → CheXpert's, which the data sources use; all others are equal or have no partner."""
+"""torchxrayvision's name → CheXpert's, which the data sources use; others are equal or have no partner."""
 
 
 def import_xrv() -> ModuleType:

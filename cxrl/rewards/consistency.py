@@ -15,8 +15,8 @@ from cxrl.rewards.base import register_reward
 
 @register_reward("consistency")
 class ConsistencyReward:
-    """r_consist of ``consistency.safetensors``, or of the model that ``rewards.consistency`` chooses: an image
-    tower and a text tower trained on pairs.
+    """r_consist of ``consistency.safetensors``, or of the model that ``rewards.consistency`` chooses: an
+    image tower and a text tower trained on pairs.
     """
 
     name = "consistency"

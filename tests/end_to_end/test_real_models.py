@@ -1,4 +1,4 @@
-"""A run on a table of films with the models for real films: random weights, real file formats, the real command."""
+"""A run on a table of films with the models for real films: random weights in the real file formats."""
 
 from __future__ import annotations
 

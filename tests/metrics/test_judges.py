@@ -1,4 +1,4 @@
-"""The judges, those that ship and those for real films, behind one class; and what the Fréchet distance compares."""
+"""The judges, those that ship and those for real films, behind one class; and their reference."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def film(
     left_clavicle_dy: float = 0.0,
     parts: tuple[str, ...] = STRUCTURES,
 ) -> Tensor:
-    """[14, H, W]: two lungs of the usual size, clavicles above them, a spine; the patient's left is on the right."""
+    """[14, H, W]: lungs of the usual size, clavicles, a spine; the patient's left is on the right."""
     x0, x1 = 0.5 + dx - scale * LUNG_WIDTH / 2, 0.5 + dx + scale * LUNG_WIDTH / 2
     y0, y1 = 0.5 + dy - scale * LUNG_HEIGHT / 2, 0.5 + dy + scale * LUNG_HEIGHT / 2
     share = scale * LUNG_WIDTH

@@ -169,6 +169,22 @@ class RewardsConfig(Section):
         (1.0, 1.0, 1.0), "one per name, applied after the comparison", low=0.0, high=1000.0
     )
     path: str = option("phantom", "folder of the reward models; 'phantom' is the one that ships")
+    posture: str = option(
+        "", "a .safetensors of cxrl.pretrain, or pspnet; empty: the file in rewards.path (docs/rewards.md)"
+    )
+    diagnosis: str = option(
+        "", "a name such as densenet121-res224-mimic_ch, NAME:FILE, or a .safetensors; empty: as posture"
+    )
+    consistency: str = option(
+        "", "a CLIP or SigLIP folder or hub id of transformers, or a .safetensors; empty: as posture"
+    )
+    sha256: tuple[str, ...] = option((), "digests of your own files as TASK=HEX; a pickle needs one")
+    batch_size: int = option(32, "images at once; the models of cxrl.pretrain take all", unit="images", low=1)
+    dtype: str = option(
+        "float32",
+        "precision of the networks; scores are float32, the models of cxrl.pretrain too",
+        choices=("float32", "bfloat16", "float16"),
+    )
 
 
 @dataclass(frozen=True)
@@ -280,6 +296,25 @@ class EvalConfig(Section):
         1000, "resamples of the reports, 95 % intervals", unit="resamples", low=0, high=100_000
     )
     judges: str = option("phantom", "folder of the judges; 'phantom' is the one that ships")
+    posture: str = option("", "as rewards.posture, but another model; empty: the file in eval.judges")
+    diagnosis: str = option(
+        "", "as rewards.diagnosis, but another model; its features give the Fréchet distance"
+    )
+    consistency: str = option("", "as rewards.consistency, but another model")
+    sha256: tuple[str, ...] = option((), "digests of your own files as TASK=HEX; a pickle needs one")
+    batch_size: int = option(32, "images at once; the models of cxrl.pretrain take all", unit="images", low=1)
+    dtype: str = option(
+        "float32",
+        "precision of the networks, as rewards.dtype",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    reference: str = option(
+        "",
+        "real films of the Fréchet distance: a folder; empty: those of data.eval_split; none: no distance",
+    )
+    num_reference: int = option(
+        2048, "most real films that are read, once; few make the distance noisy", unit="films", low=2
+    )
     grid_prompts: int = option(
         6, "reports shown in samples/*.png, anchor above policy", unit="prompts", low=1, high=32
     )
@@ -301,6 +336,9 @@ class RunConfig(Section):
         "how long a process waits for the others, as while one writes a checkpoint, before the run ends",
         unit="seconds",
         low=1.0,
+    )
+    xrv_cache: str = option(
+        "", "folder of torchxrayvision's weights; empty means ~/.torchxrayvision/models_data"
     )
     debug: bool = option(False, "show tracebacks")
 

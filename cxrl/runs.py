@@ -16,7 +16,7 @@ from cxrl.data.images import save_png
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
-from cxrl.metrics.judges import load_judges
+from cxrl.metrics.judges import build_judges
 from cxrl.models.policy import Policy, load_policy
 from cxrl.privacy import owner_only
 from cxrl.rl.engine import Engine
@@ -121,7 +121,7 @@ def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, A
     config, policy = open_run(run_dir, engine)
     if num_images is not None:
         config = Config.from_dict({"eval": {"num_images": num_images}}, config)
-    judges = load_judges(config.eval.judges, engine.device)
+    judges = build_judges(config, policy.base.image_size, engine.device)
     prompts = load_prompts(config, policy.base, "eval").prompts
     evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
     return evaluator.summary().to_dict(wall_seconds=time.perf_counter() - started)

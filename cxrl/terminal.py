@@ -102,9 +102,12 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     judges = summary["judges"]
+    fid = f"fid on {judges['feature_dim']} of their features"
+    if judges.get("no_fid"):
+        fid = f"no fid ({judges['no_fid']})"
     lines.append(
-        f"{summary['num_images']} images a side; judges {judges['name']!r}, fid on {judges['feature_dim']} "
-        f"of their features; seed {summary['seed']}; {duration(summary['wall_seconds'])}"
+        f"{summary['num_images']} images a side; judges {judges['name']!r}, {fid}; seed {summary['seed']}; "
+        f"{duration(summary['wall_seconds'])}"
     )
     return "\n".join(lines)
 

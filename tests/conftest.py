@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,91 @@ def mimic() -> Any:
     sys.modules["mimic_tree"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def write_densenet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a random DenseNet-121 of torchxrayvision, saved whole as its release's files are."""
+
+    def write(seed: int = 0, *, name: str = "densenet.pt", zipped: bool = False) -> Path:
+        from cxrl.models.xrv import import_xrv
+
+        path = tmp_path_factory.mktemp("xrv") / name
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            model = import_xrv().models.DenseNet()
+            torch.save(model, path, _use_new_zipfile_serialization=zipped)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def densenet(write_densenet: Callable[..., Path]) -> Path:
+    """A random DenseNet-121 in the format before torch 1.6."""
+    return write_densenet()
+
+
+def _image_text_tokenizer(folder: Path, kind: str) -> None:
+    if kind == "clip":
+        write_tokenizer(folder, max_length=77)
+        return
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["</s>", "<unk>", *WORDS, "."]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, model_max_length=64, pad_token="</s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def write_image_text(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A random CLIP, SigLIP or SigLIP 2 model folder: images of 32 pixels, embeddings of 8."""
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _image_text_tokenizer(folder, kind)
+    size = len(transformers.AutoTokenizer.from_pretrained(folder))
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text: dict[str, Any] = {**tower, "vocab_size": size, "max_position_embeddings": 64}
+    vision: dict[str, Any] = {**tower, "image_size": 32, "patch_size": 8}
+    if kind == "clip":
+        text |= {"max_position_embeddings": 77, "projection_dim": 8}
+        text |= {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+        config: Any = transformers.CLIPConfig(
+            text_config=text, vision_config={**vision, "projection_dim": 8}, projection_dim=8
+        )
+        model, processor = (
+            transformers.CLIPModel,
+            transformers.CLIPImageProcessor(
+                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+            ),
+        )
+    elif kind == "siglip":
+        config = transformers.SiglipConfig(text_config={**text, "projection_size": 16}, vision_config=vision)
+        model = transformers.SiglipModel
+        processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    else:
+        vision = {**tower, "num_patches": 16, "patch_size": 8}
+        config = transformers.Siglip2Config(text_config={**text, "projection_size": 16}, vision_config=vision)
+        model = transformers.Siglip2Model
+        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_image_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a tiny image-text model, see :func:`write_image_text`."""
+
+    def make(kind: str, seed: int = 0) -> Path:
+        return write_image_text(tmp_path_factory.mktemp("models") / kind, kind, seed)
+
+    return make

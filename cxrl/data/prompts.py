@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_FINDING, SUPPORT_DEVICES = "No Finding", "Support Devices"
+
 
 @dataclass(frozen=True)
 class ReportPrompt:
@@ -33,6 +35,9 @@ class ReportPrompt:
     def labels_of(self, findings: Sequence[str]) -> tuple[float, ...]:
         """The labels of these findings, nan for those that the data set does not know.
 
+        ``No Finding`` says that all others but devices are absent; that is filled in where ``findings`` does
+        not hold it.
+
         Raises:
             ValueError: The labels have no names, and are not as many.
         """
@@ -40,6 +45,9 @@ class ReportPrompt:
             return (math.nan,) * len(findings)
         if self.findings:
             known = dict(zip(self.findings, self.labels, strict=True))
+            if NO_FINDING not in findings and known.get(NO_FINDING) == 1.0:
+                absent = {name: 0.0 for name in findings if name != SUPPORT_DEVICES}
+                known = absent | {name: value for name, value in known.items() if not math.isnan(value)}
             return tuple(known.get(name, math.nan) for name in findings)
         if len(self.labels) != len(findings):
             raise ValueError(

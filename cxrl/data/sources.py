@@ -58,7 +58,7 @@ def load_index(config: DataConfig, *, rebuild: bool = False) -> Index:
         key = {**options, "root": os.path.abspath(config.root), "files": file_key(files)}
     except OSError as error:
         raise CxrlError(f"data.root: cannot read {error.filename}: {error.strerror}") from None
-    index = cached_index(key, lambda: _checked(build(config), config), _cache(config), rebuild=rebuild)
+    index = cached_index(key, lambda: _checked(build(config), config), cache_folder(config), rebuild=rebuild)
     if not index.films:
         raise CxrlError(f"data.source {config.source}: no film is left; dropped: {describe(index.dropped)}")
     return index
@@ -83,7 +83,8 @@ def _source(config: DataConfig) -> tuple[list[Path], Callable[[DataConfig], Inde
     )
 
 
-def _cache(config: DataConfig) -> Path | None:
+def cache_folder(config: DataConfig) -> Path | None:
+    """Where indexes are kept; None where they are not."""
     if config.cache == "none":
         return None
     if config.cache:

@@ -40,8 +40,8 @@ class JudgeModels(Protocol):
         """Names of the F findings that are judged; labels are looked up by them."""
 
     @property
-    def reference(self) -> Tensor:
-        """[R, D] features of real images."""
+    def reference(self) -> Tensor | None:
+        """[R, D] features of real images; without them there is no Fréchet distance."""
 
     def posture(self, images: Tensor) -> Tensor:
         """[N, 5] pose psi."""
@@ -168,7 +168,7 @@ def evaluate_images(
             "posture": weights @ posture / total,
             "auroc": each.nanmean(1),
             "consistency": weights @ aligned / total,
-            "fid": weighted_frechet(features, reference, weights),
+            "fid": _frechet(features, reference, weights),
             "ms_ssim": _mean_of_known(counts, similar),
             "diversity": _mean_of_known(counts, distance),
         }
@@ -226,8 +226,9 @@ def evaluate_policy(
     policy = evaluate_images(images, batch, judges, seed=seed, bootstrap=bootstrap)
     description = {
         "name": judges_name,
-        "feature_dim": judges.reference.shape[1],
+        "feature_dim": None if judges.reference is None else judges.reference.shape[1],
         "findings": list(judges.findings),
+        **getattr(judges, "description", {}),
     }
     return Summary(anchor, policy, batch, images, seed, description)
 
@@ -235,6 +236,13 @@ def evaluate_policy(
 def _in_batches(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([score(part).cpu() for part in images.split(JUDGE_BATCH)])
+
+
+def _frechet(features: Tensor, reference: Tensor | None, weights: Tensor) -> Tensor:
+    """float64 [B]; nan without a reference."""
+    if reference is None:
+        return torch.full((weights.shape[0],), torch.nan, dtype=torch.float64)
+    return weighted_frechet(features, reference, weights)
 
 
 def _resamples(num_prompts: int, bootstrap: int, seed: int) -> Tensor:

@@ -86,6 +86,12 @@ class BaseModel:
     def dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that latents of ``latent_shape`` decode to."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
+
     def num_tokens(self, text: str) -> int:
         """Tokens of a prompt, with the two that mark its ends."""
         return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
@@ -144,7 +150,9 @@ class BaseModel:
             batch_size = min(DECODE_BATCH, max(1, DECODE_PIXELS // pixels))
         with self.in_use(self.vae):
             parts = [
-                (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).mean(1, keepdim=True)
+                (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5)
+                .clamp(0, 1)
+                .mean(1, keepdim=True)
                 for part in z.split(batch_size)
             ]
         return torch.cat(parts).contiguous()
@@ -234,7 +242,7 @@ def load_base(
             "expected a StableDiffusionPipeline"
         )
     weights["dtype"] = weights.pop("torch_dtype")
-    with _no_progress_bar():
+    with no_progress_bar():
         text_encoder = _load_network(folder, "text_encoder", encoder_type, weights)
     tokenizer = _load(
         folder, "tokenizer", lambda: tokenizer_type.from_pretrained(folder, subfolder="tokenizer")
@@ -255,7 +263,7 @@ def load_base(
 
 
 def _load_network(folder: str, part: str, kind: Any, weights: dict[str, Any]) -> Any:
-    """The weights; those of the variant fp16 where there are no others. The error is that of the full ones."""
+    """The weights; those of the variant fp16 where there are no others. An error is that of the full ones."""
 
     def load(**variant: str) -> Any:
         return kind.from_pretrained(folder, subfolder=part, **weights, **variant)
@@ -279,8 +287,8 @@ def _check_parts(folder: str, unet: Any, vae: Any, text_encoder: Any) -> None:
     latent, width = vae.config.latent_channels, getattr(text_encoder.config, "hidden_size", None)
     if not u.in_channels == u.out_channels == latent:
         problem = (
-            f"its UNet takes {u.in_channels} channels and gives {u.out_channels}, its autoencoder has {latent}; "
-            "an inpainting, upscaling or learned-variance model is none that draws from text alone"
+            f"its UNet takes {u.in_channels} channels and gives {u.out_channels}, its autoencoder has {latent}"
+            "; an inpainting, upscaling or learned-variance model is none that draws from text alone"
         )
     elif u.encoder_hid_dim_type is None and u.cross_attention_dim != width:
         problem = f"its UNet reads text of width {u.cross_attention_dim}, its text encoder gives {width}"
@@ -297,7 +305,7 @@ def _scheduler_config(folder: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Transformers draws one for a few megabytes."""
     from transformers.utils import logging
 

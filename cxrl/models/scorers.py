@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cxrl.data.reports import FINDINGS
 from cxrl.errors import CxrlError
 
 
@@ -179,6 +180,27 @@ class Scorer(nn.Module):
         """(task output [N, num_outputs], validity logit [N])."""
         features = self.features(images)
         return self.head(features), self.validity_head(features).squeeze(-1)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Names of the outputs (diagnosis only)."""
+        return self.config.findings or FINDINGS
+
+    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(psi [N, 5], validity [N] in [0, 1]) (posture only)."""
+        psi, logit = self(images)
+        return psi, logit.sigmoid()
+
+    def diagnose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(probability [N, F], validity [N] in [0, 1]) (diagnosis only)."""
+        logits, logit = self(images)
+        return logits.sigmoid(), logit.sigmoid()
+
+    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(unit-norm embeddings [N, E], validity [N] in [0, 1]) (consistency only)."""
+        features = self.features(images)
+        validity = self.validity_head(features).squeeze(-1).sigmoid()
+        return F.normalize(self.head(features), dim=-1), validity
 
     def image_embeds(self, images: Tensor) -> Tensor:
         """Unit-norm [N, E] (consistency only)."""

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
+from cxrl.models.weights import ModelChoice
 
 PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
 BUILT_IN = {
@@ -70,20 +71,28 @@ def register_reward(name: str) -> Callable[[T], T]:
     return keep
 
 
-def build_rewards(names: Sequence[str], path: str, device: torch.device | str = "cpu") -> dict[str, Reward]:
+def build_rewards(
+    names: Sequence[str],
+    path: str,
+    device: torch.device | str = "cpu",
+    choices: Mapping[str, ModelChoice] | None = None,
+) -> dict[str, Reward]:
     """The rewards ``names`` in that order.
 
     Args:
         names: Registered names.
         path: Folder of the reward models; "phantom" is the one that ships.
         device: Where they score.
+        choices: Name of a built-in reward → its model, in place of the file of that name in ``path``; see
+            :func:`cxrl.models.weights.model_choices`.
 
     Raises:
         CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
     """
+    built_in = {}
     for name, factory in BUILT_IN.items():
-        module = importlib.import_module(f"cxrl.rewards.{name}")
-        _REGISTRY.setdefault(name, getattr(module, factory))
+        built_in[name] = getattr(importlib.import_module(f"cxrl.rewards.{name}"), factory)
+        _REGISTRY.setdefault(name, built_in[name])
     folder = PHANTOM_REWARDS if path == "phantom" else Path(path)
     rewards: dict[str, Reward] = {}
     for name in names:
@@ -93,7 +102,11 @@ def build_rewards(names: Sequence[str], path: str, device: torch.device | str = 
             raise CxrlError(
                 f"rewards.names: unknown reward {name!r}{hint} (known: {', '.join(sorted(_REGISTRY))})"
             )
-        rewards[name] = _REGISTRY[name](folder, torch.device(device))
+        factory, choice = _REGISTRY[name], (choices or {}).get(name)
+        if choice is not None and factory is built_in.get(name):
+            rewards[name] = built_in[name](folder, torch.device(device), choice)
+        else:
+            rewards[name] = factory(folder, torch.device(device))
     return rewards
 
 

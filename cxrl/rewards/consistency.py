@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
-from cxrl.models.scorers import load_scorer
+from cxrl.models.loading import load_consistency
+from cxrl.models.weights import ModelChoice
 from cxrl.rewards.base import register_reward
 
 
 @register_reward("consistency")
 class ConsistencyReward:
-    """r_consist of ``consistency.safetensors``, an image tower and a text tower trained on pairs."""
+    """r_consist of ``consistency.safetensors``, or of the model that ``rewards.consistency`` chooses: an
+    image tower and a text tower trained on pairs.
+    """
 
     name = "consistency"
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.model = load_scorer(path / "consistency.safetensors", device=device)
+    def __init__(self, path: Path, device: torch.device, choice: ModelChoice | None = None) -> None:
+        self.model = load_consistency(choice or ModelChoice("rewards", self.name, "", path), device)
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """Cosine similarity [N], less the probability that the image is no chest film: in [-2, 1]."""
-        features = self.model.features(images)
-        embeds = torch.nn.functional.normalize(self.model.head(features), dim=-1)
-        validity = self.model.validity_head(features).squeeze(-1).sigmoid()
-        texts = self.model.text_embeds([p.text for p in batch.prompts])[batch.group.to(images.device)]
+        embeds, validity = self.model.embed_images(images)
+        texts = self.model.text_embeds([p.text for p in batch.prompts])
+        texts = texts[batch.group.to(texts.device)]
         return (embeds * texts).sum(dim=-1) - (1.0 - validity)

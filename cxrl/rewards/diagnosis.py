@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
-from cxrl.data.reports import FINDINGS
-from cxrl.errors import CxrlError
-from cxrl.models.scorers import load_scorer
+from cxrl.models.loading import load_diagnosis
+from cxrl.models.weights import ModelChoice
 from cxrl.rewards.base import register_reward
 
 
@@ -35,7 +34,7 @@ def label_agreement(probability: Tensor, labels: Tensor) -> Tensor:
 
 @register_reward("diagnosis")
 class DiagnosisReward:
-    """r_diag of ``diagnosis.safetensors``.
+    """r_diag of ``diagnosis.safetensors``, or of the model that ``rewards.diagnosis`` chooses.
 
     Attributes:
         findings: Names of the classifier's outputs; the labels of the prompts are looked up by them.
@@ -43,17 +42,12 @@ class DiagnosisReward:
 
     name = "diagnosis"
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.model = load_scorer(path / "diagnosis.safetensors", device=device)
-        self.findings = self.model.config.findings or FINDINGS
-        if len(self.findings) != self.model.config.num_outputs:
-            raise CxrlError(
-                f"{path / 'diagnosis.safetensors'} has {self.model.config.num_outputs} outputs and does not "
-                f"name them; expected the phantom's {len(FINDINGS)}, or findings in its metadata"
-            )
+    def __init__(self, path: Path, device: torch.device, choice: ModelChoice | None = None) -> None:
+        self.model = load_diagnosis(choice or ModelChoice("rewards", self.name, "", path), device)
+        self.findings = self.model.findings
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """Label agreement [N] in [0, 1], times the probability that the image is a chest film."""
-        logits, validity = self.model(images)
-        labels = batch.labels_of(self.findings).to(logits.device)
-        return label_agreement(logits.sigmoid(), labels) * validity.sigmoid()
+        probability, validity = self.model.diagnose(images)
+        labels = batch.labels_of(self.findings).to(probability.device)
+        return label_agreement(probability, labels) * validity

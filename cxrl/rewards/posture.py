@@ -1,6 +1,6 @@
 """Posture alignment, r_align (PAPER: reward 1): minus the distance of the film's pose from the canonical one.
 
-A frozen regressor reads psi = (log s_x, log s_y, t_x, t_y, theta), the affine that would bring the film to
+A frozen model reads psi = (log s_x, log s_y, t_x, t_y, theta), the affine that would bring the film to
 canonical pose; translations are in half widths of the film, theta in radians. The distance is the Euclidean
 norm of psi, zero for a perfectly placed film, so the reward is at most 0. An image that is no chest film
 loses up to ``NOT_A_FILM`` more.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
-from cxrl.models.scorers import load_scorer
+from cxrl.models.loading import load_posture
+from cxrl.models.weights import ModelChoice
 from cxrl.rewards.base import register_reward
 
 NOT_A_FILM = 2.0
@@ -28,14 +29,14 @@ def misalignment(psi: Tensor) -> Tensor:
 
 @register_reward("posture")
 class PostureReward:
-    """r_align of ``posture.safetensors``."""
+    """r_align of ``posture.safetensors``, or of the model that ``rewards.posture`` chooses."""
 
     name = "posture"
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.model = load_scorer(path / "posture.safetensors", device=device)
+    def __init__(self, path: Path, device: torch.device, choice: ModelChoice | None = None) -> None:
+        self.model = load_posture(choice or ModelChoice("rewards", self.name, "", path), device)
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """-misalignment [N] in about [-3, 0]; the prompts do not matter."""
-        psi, validity = self.model(images)
-        return -misalignment(psi) - NOT_A_FILM * (1.0 - validity.sigmoid())
+        psi, validity = self.model.pose(images)
+        return -misalignment(psi) - NOT_A_FILM * (1.0 - validity)

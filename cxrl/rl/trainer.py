@@ -20,10 +20,11 @@ from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts, message, readable
 from cxrl.errors import CxrlError
-from cxrl.metrics.judges import load_judges
+from cxrl.metrics.judges import build_judges
 from cxrl.metrics.summary import JudgeModels, Summary
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
+from cxrl.models.weights import model_choices, phantom_models
 from cxrl.privacy import owner_only
 from cxrl.rewards.base import Reward, build_rewards, check_labels, score_all
 from cxrl.rl.advantages import advantages
@@ -147,10 +148,15 @@ class Trainer:
         if num < self.engine.world:
             raise CxrlError(f"{num} samples an epoch for {self.engine.world} processes; raise train.*_per_*")
         device, names = self.engine.device, config.rewards.names
-        rewards = self._rewards or build_rewards(names, config.rewards.path, device)
+        rewards = self._rewards or build_rewards(
+            names, config.rewards.path, device, model_choices(config, "rewards")
+        )
         self.rewards = {name: rewards[name] for name in names}
         check_labels(self.rewards, self.prompts)
-        judges = self._judges or load_judges(config.eval.judges, device)
+        judges = self._judges or build_judges(config, base.image_size, device)
+        if self.engine.is_main and not (self._rewards or self._judges):
+            for line in phantom_models(config):
+                self.reporter.message(f"warning: {line}")
         self.policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
         self.sampler = Sampler(self.policy, config.sampler)
         self.updater = Updater(self.sampler, config.optim, self.engine)

@@ -53,7 +53,9 @@ def test_a_step_is_that_of_diffusers_ddim_of_the_same_folder(
     group = torch.tensor([0, 1, 1])
     for spacing, num_steps in (("trailing", 5), ("leading", 9), ("linspace", 4)):
         sampler = Sampler(policy, SamplerConfig(num_steps=num_steps, eta=0.8, timestep_spacing=spacing))
-        own = sampler.prompt_embeds([ReportPrompt(i, text, ()) for i, text in enumerate(("left lung", "heart"))])
+        own = sampler.prompt_embeds(
+            [ReportPrompt(i, text, ()) for i, text in enumerate(("left lung", "heart"))]
+        )
         torch.testing.assert_close(own, embeds, rtol=0, atol=1e-6)
         # The pipeline switches clip_sample off: latents are not pixels.
         ddim: Any = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)

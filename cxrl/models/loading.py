@@ -1,0 +1,92 @@
+"""The models that score, by task: what each must offer, and loading the one that a choice names.
+
+Every model takes images float32 [N, 1, H, W] in [0, 1], brings its own normalisation, and says for every
+image how plausible it is as a chest film (``validity`` in [0, 1]): by a head of its own, or by
+:mod:`cxrl.models.validity`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cxrl.errors import CxrlError
+from cxrl.models.scorers import Scorer, load_scorer
+from cxrl.models.weights import ModelChoice, check_digest
+
+
+class PostureModel(Protocol):
+    """Reads the pose of a film."""
+
+    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """psi [N, 5], see :mod:`cxrl.rewards.posture`, and validity [N]."""
+
+
+class DiagnosisModel(Protocol):
+    """Tells what a film shows."""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """CheXpert's names of the F outputs, or the phantom's."""
+
+    def diagnose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability [N, F] and validity [N]."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """[N, D], the last hidden layer."""
+
+
+class ConsistencyModel(Protocol):
+    """Puts films and reports into one space."""
+
+    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-norm [N, E] and validity [N]."""
+
+    def text_embeds(self, texts: list[str]) -> Tensor:
+        """Unit-norm [N, E]."""
+
+
+def load_posture(choice: ModelChoice, device: torch.device | str) -> PostureModel:
+    """The model of a choice. Raises CxrlError: it is missing, damaged or not what it should be."""
+    if choice.kind == "scorer":
+        return _scorer(choice, device)
+    from cxrl.models.anatomy import AnatomicalPosture
+
+    return AnatomicalPosture(choice, device)
+
+
+def load_diagnosis(choice: ModelChoice, device: torch.device | str) -> DiagnosisModel:
+    """As :func:`load_posture`."""
+    if choice.kind == "scorer":
+        scorer = _scorer(choice, device)
+        if len(scorer.findings) != scorer.config.num_outputs:
+            raise CxrlError(
+                f"{choice.path} has {scorer.config.num_outputs} outputs and does not name them; expected the "
+                f"phantom's {len(scorer.findings)}, or findings in its metadata"
+            )
+        return scorer
+    from cxrl.models.xrv import XrvClassifier
+
+    return XrvClassifier(choice, device)
+
+
+def load_consistency(choice: ModelChoice, device: torch.device | str) -> ConsistencyModel:
+    """As :func:`load_posture`."""
+    if choice.kind == "scorer":
+        return _scorer(choice, device)
+    from cxrl.models.image_text import ImageTextModel
+
+    return ImageTextModel(choice, device)
+
+
+def _scorer(choice: ModelChoice, device: torch.device | str) -> Scorer:
+    if choice.sha256 and choice.path.is_file():
+        check_digest(choice.path, choice.sha256, choice.option)
+    scorer = load_scorer(choice.path, device=device)
+    if scorer.config.task != choice.task:
+        raise CxrlError(
+            f"{choice.option}: {choice.path} is a model of {scorer.config.task}, not of {choice.task}"
+        )
+    return scorer

@@ -77,7 +77,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _together(self, what: str) -> Iterator[None]:
-        """Inside, all processes do the same. A RuntimeError, which is what the backends raise, is a lost one."""
+        """Inside, all processes do the same. A RuntimeError, which the backends raise, is a lost one."""
         try:
             yield
         except RuntimeError as error:
@@ -85,8 +85,8 @@ class Engine:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise CxrlError(
-                f"process {self.rank} of {self.world} lost another one while {what}: its own message says why"
-                f"; without one it was killed, or did not answer for {self.timeout:g} s (run.process_timeout). "
+                f"process {self.rank} of {self.world} lost another while {what}: its own message says why; "
+                f"without one it was killed, or did not answer for {self.timeout:g} s (run.process_timeout). "
                 f"The last checkpoint is intact: go on with --resume ({reason})"
             ) from error
 

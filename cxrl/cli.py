@@ -75,21 +75,12 @@ class TrainOptions:
     overwrite: bool
 
 
-def train_parser() -> Parser:
-    """The options of ``cxrl.train``: a few of its own, then every field of the configuration by section."""
-    parser = Parser(
-        "cxrl.train", "Fine-tune a text-to-image model of chest radiographs by comparative feedback."
-    )
-    parser.usage = (
-        "python -m cxrl.train [--preset NAME] [--config FILE] [--run-dir DIR] [--section.field VALUE ...]"
-    )
+def config_parser(prog: str, description: str) -> Parser:
+    """``--preset``, ``--config`` and every field of the configuration; :func:`resolve` reads them."""
+    parser = Parser(prog, description)
+    parser.usage = f"python -m {prog} [--preset NAME] [--config FILE] [--section.field VALUE ...]"
     parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(presets())}; default {DEFAULT_PRESET}")
     parser.add_argument("--config", metavar="FILE", help="YAML whose values go over the preset's")
-    parser.add_argument("--run-dir", metavar="DIR", help="where everything is written; default runs/PRESET")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint of the run directory"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that the directory holds")
     chosen = {name: load_preset(name) for name in presets()}
     add_fields(parser, parser, Config, chosen)
     for name, section in sections().items():
@@ -97,6 +88,41 @@ def train_parser() -> Parser:
         add_fields(
             parser, group, section, {preset: getattr(config, name) for preset, config in chosen.items()}
         )
+    return parser
+
+
+def resolve(args: argparse.Namespace, base: Config | None = None) -> Config:
+    """Preset, then file, then single fields; or single fields over ``base``.
+
+    Raises:
+        CxrlError: An unknown name or a bad value.
+    """
+    overrides: dict[str, Any] = {}
+    for flag, value in vars(args).items():
+        if flag.startswith("--") and value is not None:
+            name, _, field = flag[2:].partition(".")
+            if field:
+                overrides.setdefault(name, {})[field] = value
+            else:
+                overrides[name] = value
+    if base is None and args.config:
+        base = load_yaml(args.config, load_preset(args.preset) if args.preset else None)
+    return Config.from_dict(overrides, base or load_preset(args.preset or DEFAULT_PRESET))
+
+
+def train_parser() -> Parser:
+    """The options of ``cxrl.train``: those of the configuration and a few of its own."""
+    parser = config_parser(
+        "cxrl.train", "Fine-tune a text-to-image model of chest radiographs by comparative feedback."
+    )
+    parser.usage = (
+        "python -m cxrl.train [--preset NAME] [--config FILE] [--run-dir DIR] [--section.field VALUE ...]"
+    )
+    parser.add_argument("--run-dir", metavar="DIR", help="where everything is written; default runs/PRESET")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint of the run directory"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that the directory holds")
     return parser
 
 
@@ -142,16 +168,9 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
         CxrlError: An unknown name or a bad value; nothing to resume.
     """
     args = train_parser().parse(argv)
-    overrides: dict[str, Any] = {}
-    for flag, value in vars(args).items():
-        if flag.startswith("--") and value is not None:
-            name, _, field = flag[2:].partition(".")
-            if field:
-                overrides.setdefault(name, {})[field] = value
-            else:
-                overrides[name] = value
     if args.resume and args.overwrite:
         raise CxrlError("--resume and --overwrite exclude each other; choose one")
+    base = None
     if args.resume:
         if args.preset or args.config:
             given = "--preset" if args.preset else "--config"
@@ -161,12 +180,9 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
         run_dir = Path(args.run_dir or f"runs/{DEFAULT_PRESET}")
         if not (run_dir / "config.yaml").is_file():
             raise CxrlError(f"nothing to resume in {run_dir}: it has no config.yaml; start without --resume")
-        config = load_yaml(run_dir / "config.yaml")
-    elif args.config:
-        config = load_yaml(args.config, load_preset(args.preset) if args.preset else None)
-    else:
-        config = load_preset(args.preset or DEFAULT_PRESET)
-    config = Config.from_dict(overrides, config)
+        base = load_yaml(run_dir / "config.yaml")
+    config = resolve(args, base)
+    config.data.check_root()
     run_dir = Path(args.run_dir or config.run.dir or f"runs/{config.preset}")
     run = {"dir": str(run_dir), "debug": config.run.debug or args.debug}
     return TrainOptions(Config.from_dict({"run": run}, config), run_dir, args.resume, args.overwrite)

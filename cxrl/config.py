@@ -110,6 +110,13 @@ class DataConfig(Section):
         choices=("auto", "yes", "no"),
     )
 
+    def check_root(self) -> None:
+        """Raise CxrlError if the source needs ``root`` and has none: a preset cannot know where data is."""
+        _require(
+            self.root or self.source in ("phantom", "openi"),
+            f"data.root is empty, but data.source {self.source} needs it (change --data.root)",
+        )
+
     @property
     def is_restricted(self) -> bool:
         """Whether the data set may not be passed on."""
@@ -387,10 +394,6 @@ class Config(Section):
             f"train.prompts_per_epoch: {prompts} is more than data.num_prompts ({self.data.num_prompts})",
         )
         data = self.data
-        _require(
-            data.root or data.source in ("phantom", "openi"),
-            f"data.root is empty, but data.source {data.source} needs it (change --data.root)",
-        )
         _require(data.views, "data.views is empty; expected at least one, such as PA,AP")
         _require(
             data.check_images == "none" or (data.root and data.source not in ("phantom", "prompts")),

@@ -181,11 +181,6 @@ def test_unreadable_files_are_named(tmp_path):
         ({"policy": {"train": "none", "num_ace_tokens": 0}}, "leaves nothing to train"),
         ({"train": {"samples_per_prompt": 1}}, r"comparison\.center prompt needs at least 2"),
         ({"data": {"num_prompts": 3}}, r"train\.prompts_per_epoch: 8 is more than data\.num_prompts \(3\)"),
-        (
-            {"data": {"source": "mimic_cxr"}},
-            r"data\.root is empty, but data\.source mimic_cxr needs it \(change --data\.root\)",
-        ),
-        ({"data": {"source": "table"}}, r"data\.root is empty, but data\.source table needs it"),
         ({"data": {"views": "none"}}, r"data\.views is empty; expected at least one, such as PA,AP"),
         (
             {"data": {"source": "openi", "check_images": "exist"}},
@@ -197,6 +192,18 @@ def test_unreadable_files_are_named(tmp_path):
 )
 def test_fields_that_do_not_fit_each_other(data, message):
     refused(data, message)
+
+
+@pytest.mark.parametrize("source", ["mimic_cxr", "table", "prompts"])
+def test_a_source_without_its_folder(source):
+    config = Config.from_dict({"data": {"source": source}})  # a preset cannot know it
+    with pytest.raises(CxrlError, match=rf"data\.root is empty, but data\.source {source} needs it"):
+        config.data.check_root()
+
+
+def test_sources_that_need_no_folder():
+    for source in ("phantom", "openi"):
+        Config.from_dict({"data": {"source": source}}).data.check_root()
 
 
 def test_what_only_looks_wrong_is_allowed():

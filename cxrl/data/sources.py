@@ -66,6 +66,7 @@ def load_index(config: DataConfig, *, rebuild: bool = False) -> Index:
 
 def _source(config: DataConfig) -> tuple[list[Path], Callable[[DataConfig], Index]]:
     """The files that the index is read from, and what builds it."""
+    config.check_root()
     if config.source == "mimic_cxr":
         from cxrl.data.mimic_cxr import build_mimic, mimic_files
 

@@ -104,24 +104,27 @@ class MissingFile(CxrlError):
 
     def __init__(self, required: RequiredFile) -> None:
         self.required = required
-        known = ", ".join(
-            part
-            for part in (
-                f"{required.size:,} bytes" if required.size else "",
-                f"SHA-256 {required.sha256}" if required.sha256 else "",
-            )
-            if part
-        )
-        if not known and required.source.startswith("http"):
-            section, _, task = required.option.partition(".")
-            known = f"no SHA-256 is known: pin yours with --{section}.sha256 {task}=HEX"
-        get = f"; get it from {required.source}" if required.source else ""
-        place = f" and put it into {required.path.parent}" if required.source and required.path else ""
-        note = f" ({required.note})" if required.note else ""
-        super().__init__(
-            f"{required.option}: {required.path or required.source} is missing, {required.name}"
-            f"{f' ({known})' if known else ''}{get}{place}{note}; cxrl downloads no weights by itself"
-        )
+        super().__init__(f"{required.option}: {how_to_get(required)}; cxrl downloads no weights by itself")
+
+
+def how_to_get(required: RequiredFile) -> str:
+    """What is missing, its size and digest, where it is to be had and where to put it."""
+    parts = (
+        f"{required.size:,} bytes" if required.size else "",
+        f"SHA-256 {required.sha256}" if required.sha256 else "",
+    )
+    known = ", ".join(filter(None, parts))
+    if not known and required.source.startswith(XRV_URL):
+        section, _, task = required.option.partition(".")
+        known = f"no SHA-256 is known: pin yours with --{section}.sha256 {task}=HEX"
+    get = f"; get it from {required.source}" if required.source else ""
+    place = f" and put it into {required.path.parent}" if required.source and required.path else ""
+    where = str(required.path or required.source)
+    return (
+        f"{required.name} is missing{f': {where}' if where else ''}"
+        f"{f' ({known})' if known else ''}{get if required.path else ''}{place}"
+        f"{f' ({required.note})' if required.note else ''}"
+    )
 
 
 @dataclass(frozen=True)
@@ -209,12 +212,13 @@ class ModelChoice:
                 XRV_LICENCE,
             )
         if kind == "scorer":
+            note = "python -m cxrl.pretrain --preset posture trains one" if self.task == "posture" else ""
             return RequiredFile(
-                self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256
+                self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256, note=note
             )
         folder = path if path.is_dir() else None
         present = (path / "config.json").is_file() if folder else _in_hub_cache(self.value, "config.json")
-        note = "its page on the hub states licence and credential"
+        note = f"`hf download {self.value}`; its page on the hub states licence and credential"
         name = "an image-text model of transformers"
         return RequiredFile(
             self.option, name, folder, present, source=self.value, note="" if folder else note
@@ -295,7 +299,7 @@ def _base(config: Config) -> RequiredFile:
     name = "the base, a StableDiffusionPipeline"
     if folder:
         return RequiredFile("model.path", name, folder, (folder / "model_index.json").is_file())
-    note = "its page on the hub states licence and credential"
+    note = "diffusers fetches it when a run starts; its page on the hub states licence and credential"
     present = _in_hub_cache(value, "model_index.json")
     return RequiredFile("model.path", name, None, present, source=value, note=note)
 
@@ -305,10 +309,13 @@ def _data(config: Config) -> list[RequiredFile]:
     if data.source == "phantom":
         return []
     found = []
-    if data.root:
-        path = Path(data.root)
-        found.append(RequiredFile("data.root", f"data.source {data.source}", path, path.exists()))
-    if data.source == "mimic_cxr":
+    if data.root or data.source != "openi":
+        path = Path(data.root) if data.root else None
+        is_there = path is not None and path.exists()
+        found.append(
+            RequiredFile("data.root", f"the data of {data.source}", path, is_there, note="give --data.root")
+        )
+    if data.source == "mimic_cxr" and (data.reports or data.root):
         path = Path(data.reports or data.root)
         present = (path / "files").is_dir() or (path.suffix == ".zip" and path.is_file())
         found.append(

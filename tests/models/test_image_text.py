@@ -116,13 +116,13 @@ def test_long_texts_are_cut_with_one_warning(folders: dict[str, Path], kind: str
     ) as heard:
         embeds = model.text_embeds([TEXTS[0], long, long + "lung"])
     assert len(heard) == 1
-    assert torch.equal(embeds[1], embeds[2])
+    torch.testing.assert_close(embeds[1], embeds[2], rtol=0, atol=1e-6)  # rows of a batch may round apart
     model.text_embeds([long + "left lung"])  # a warning would be an error
 
 
 def test_a_folder_that_is_not_there_and_a_hub_id_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        MissingFile, match=r"rewards\.consistency: some/model is missing, an image-text model"
+        MissingFile, match=r"rewards\.consistency: an image-text model of transformers is missing: some/model"
     ):
         ImageTextModel(choice(Path("some/model")), "cpu")
     (tmp_path / "empty").mkdir()

@@ -1,0 +1,150 @@
+"""The findings of ``cxrl.doctor`` as text: environment, required files, cost."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from cxrl.config import Config
+from cxrl.estimate import counts, estimate, footprint, matmul_rate
+from cxrl.models.base import DTYPES
+from cxrl.models.weights import how_to_get, required_files
+from cxrl.ops import unavailable_reason
+from cxrl.terminal import duration
+
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "torchxrayvision",
+    "triton",
+    "xformers",
+)
+_OPS = ("attention", "trajectory_log_prob", "pairwise_comparison")
+_GIB = 2.0**30
+_WIDTH = 110
+
+
+def environment_text() -> str:
+    """Versions, processor, GPUs, and which backends of the ops run here, with the reason where not."""
+    rows = [("python", platform.python_version()), ("packages", ", ".join(_versions()))]
+    rows += [
+        ("processor", f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads")
+    ]
+    rows += [("memory", f"{_memory() / _GIB:.0f} GiB")]
+    rows += [("extension", _extension())]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(number)
+        rows.append(
+            (f"GPU {number}", f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / _GIB:.0f} GiB")
+        )
+    if device == "cpu":
+        rows.append(("GPU", "none that torch can use"))
+    for backend in ("cpp", "cuda", "triton", "xformers"):
+        ops = _OPS if backend != "xformers" else _OPS[:1]
+        kind = "cpu" if backend == "cpp" else device
+        reasons = {op: unavailable_reason(op, backend, kind) for op in ops}
+        missing = sorted({reason for reason in reasons.values() if reason})
+        rows.append((f"backend {backend}", "; ".join(missing) if missing else f"runs {', '.join(ops)}"))
+    return _aligned("environment", rows)
+
+
+def _versions() -> Iterator[str]:
+    for name in _PACKAGES:
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"no {name}"
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _extension() -> str:
+    try:
+        extension = importlib.import_module("cxrl._C")
+    except ImportError as error:
+        return f"cxrl._C cannot be imported: {error}"
+    parts = [f"cxrl._C, CPU loops {extension.isa()}", "OpenMP" if extension.has_openmp else "no OpenMP"]
+    return ", ".join([*parts, "CUDA kernels" if extension.has_cuda else "no CUDA kernels (CXRL_CUDA)"])
+
+
+def files_text(config: Config) -> tuple[str, int]:
+    """A line for everything that the configuration needs, and how much of it is missing."""
+    rows, missing = [], 0
+    for required in required_files(config):
+        if required.is_present:
+            rows.append((required.option, f"there: {required.path or required.source}"))
+        else:
+            missing += 1
+            rows.append((required.option, f"MISSING: {how_to_get(required)}".replace(" is missing", "", 1)))
+    return _aligned(f"preset {config.preset} needs", rows), missing
+
+
+def estimate_text(config: Config) -> str:
+    """Images, passes through the UNet, memory and time on this machine, by :mod:`cxrl.estimate`."""
+    work = counts(config)
+    rows = [
+        ("images", f"{work.images_per_epoch:,} an epoch, {config.train.num_epochs:,} epochs"),
+        ("UNet, rollout", f"{work.rollout_rows:,} rows an epoch, forward"),
+        ("UNet, update", f"{work.update_rows:,} rows an epoch, forward and backward"),
+        ("UNet, anchor", f"{work.anchor_rows:,} rows an epoch; the bank {work.bank_rows:,} in all"),
+        ("UNet, judging", f"{work.eval_rows:,} rows in all"),
+    ]
+    size = footprint(config)
+    if size is None:
+        rows.append(("memory, time", "not known before model.path is on this machine"))
+        return _aligned("cost", rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = max(1, torch.cuda.device_count())
+    rate = matmul_rate(device, DTYPES[config.model.dtype])
+    cost = estimate(config, size, rate, processes)
+    rows += [
+        (
+            "a row",
+            f"{size.flops / 1e9:,.1f} GFLOP forward, {size.activations / 2**20:,.0f} MiB of activations",
+        ),
+        (
+            "memory",
+            f"about {cost.bytes_weights / _GIB:.1f} GiB of weights and optimizer, "
+            f"{cost.bytes_activations / _GIB:.1f} GiB of activations; reward models and judges come on top",
+        ),
+        (
+            "time",
+            f"about {duration(cost.seconds_per_epoch)} an epoch, {duration(cost.seconds_total)} in all on "
+            f"{processes} {'GPU' if device.type == 'cuda' else 'CPU'} ({rate / 1e9:,.0f} GFLOP/s measured on "
+            "a matrix product); a guide, often off by half",
+        ),
+    ]
+    return _aligned("cost (estimated)", rows)
+
+
+def _aligned(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    lines = [title]
+    for name, text in rows:
+        first, rest = f"  {name.ljust(width)}  ", " " * (width + 4)
+        # Paths, digests and URLs stay whole: they are there to be copied.
+        lines += textwrap.wrap(
+            text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+    return "\n".join(lines)

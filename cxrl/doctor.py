@@ -1,0 +1,33 @@
+"""``python -m cxrl.doctor``: what a configuration needs, what is there, and what a run will cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cxrl.cli import config_parser, resolve, run_command
+from cxrl.errors import CxrlError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 2 where something is missing."""
+    return run_command(_doctor, argv)
+
+
+def _doctor(argv: Sequence[str]) -> None:
+    parser = config_parser(
+        "cxrl.doctor", "Says what a run of cxrl.train needs, what is there, and what it will cost."
+    )
+    config = resolve(parser.parse(argv))
+    from cxrl import checkup
+
+    print(checkup.environment_text(), flush=True)
+    text, missing = checkup.files_text(config)
+    print(f"\n{text}", flush=True)
+    print(f"\n{checkup.estimate_text(config)}", flush=True)
+    if missing:
+        raise CxrlError(f"missing for preset {config.preset}: {missing}; see above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import yaml
 
-from cxrl.config import PRESETS, Config, load_preset
+from cxrl.config import PRESETS, load_preset
 from cxrl.models.weights import check_judges, model_choices
 
 REAL = ("mimic", "mimic-sd15", "openi")
@@ -51,12 +48,3 @@ def test_sampling_and_training_see_equal_shapes(name: str) -> None:
     assert images % config.sampler.batch_size == 0
     # At least as many held-out reports as the judged images need.
     assert config.data.eval_num_prompts * config.eval.samples_per_prompt >= config.eval.num_images
-
-
-def test_a_preset_only_overrides(tmp_path: Path) -> None:
-    for path in PRESETS.glob("*.yaml"):
-        for section, values in yaml.safe_load(path.read_text()).items():
-            default = getattr(Config(), section)
-            for field, value in values.items():
-                value = tuple(value) if isinstance(value, list) else value
-                assert getattr(default, field) != value, f"{path.name}: {section}.{field} is the default"

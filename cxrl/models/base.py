@@ -144,7 +144,9 @@ class BaseModel:
             batch_size = min(DECODE_BATCH, max(1, DECODE_PIXELS // pixels))
         with self.in_use(self.vae):
             parts = [
-                (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).mean(1, keepdim=True)
+                (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5)
+                .clamp(0, 1)
+                .mean(1, keepdim=True)
                 for part in z.split(batch_size)
             ]
         return torch.cat(parts).contiguous()
@@ -255,7 +257,7 @@ def load_base(
 
 
 def _load_network(folder: str, part: str, kind: Any, weights: dict[str, Any]) -> Any:
-    """The weights; those of the variant fp16 where there are no others. The error is that of the full ones."""
+    """The weights; those of the variant fp16 where there are no others. An error is that of the full ones."""
 
     def load(**variant: str) -> Any:
         return kind.from_pretrained(folder, subfolder=part, **weights, **variant)
@@ -279,8 +281,8 @@ def _check_parts(folder: str, unet: Any, vae: Any, text_encoder: Any) -> None:
     latent, width = vae.config.latent_channels, getattr(text_encoder.config, "hidden_size", None)
     if not u.in_channels == u.out_channels == latent:
         problem = (
-            f"its UNet takes {u.in_channels} channels and gives {u.out_channels}, its autoencoder has {latent}; "
-            "an inpainting, upscaling or learned-variance model is none that draws from text alone"
+            f"its UNet takes {u.in_channels} channels and gives {u.out_channels}, its autoencoder has "
+            f"{latent}; an inpainting, upscaling or learned-variance model is none that draws from text alone"
         )
     elif u.encoder_hid_dim_type is None and u.cross_attention_dim != width:
         problem = f"its UNet reads text of width {u.cross_attention_dim}, its text encoder gives {width}"

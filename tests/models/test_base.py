@@ -150,7 +150,10 @@ def test_a_safety_checker_is_not_even_looked_at(tiny_pipeline: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unet": {"in_channels": 9}}, "UNet takes 9 channels and gives 4, its autoencoder has 4; an inpainting"),
+        (
+            {"unet": {"in_channels": 9}},
+            "UNet takes 9 channels and gives 4, its autoencoder has 4; an inpainting",
+        ),
         ({"unet": {"cross_attention_dim": 20}}, "UNet reads text of width 20, its text encoder gives 16"),
         ({"unet": {"num_class_embeds": 3}}, "needs more than text and timestep"),
     ],
@@ -162,9 +165,7 @@ def test_parts_that_do_not_fit_are_refused(
         load_base(make_pipeline(**settings))
 
 
-def test_few_large_images_are_decoded_at_once(
-    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_large_images_are_decoded_at_once(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(tiny_pipeline)
     expected = base.decode(torch.ones(5, 4, 8, 8))
     sizes: list[int] = []

@@ -34,7 +34,6 @@ from cxrl.rl.run_dir import RunDir
 from cxrl.rl.trainer import Trainer
 from cxrl.rl.update import Updater
 
-
 TIMEOUT = 20.0
 """Seconds that a process waits for another; on a busy machine one may be late by a few."""
 
@@ -231,7 +230,9 @@ def main() -> None:
         if signals[moment]:
             fork(lambda moment=moment: train(conftest, pipeline, folder / moment, resume=True))
 
-    def on_two(run: str, arms: tuple[Any, Any], resume: bool, sections: dict[str, Any]) -> list[dict[str, Any]]:
+    def on_two(
+        run: str, arms: tuple[Any, Any], resume: bool, sections: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         def process(arm: Any) -> Any:
             def work(_: Any) -> None:
                 arm()

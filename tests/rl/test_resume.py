@@ -92,7 +92,7 @@ def test_two_processes_are_one_to_rounding(runs: tuple[Path, dict[str, Any]], ru
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2)
     weights = [load_file(folder / name / "adapter" / LORA_FILE) for name in ("never", run)]
     for name, value in weights[0].items():
-        # Eight steps of AdamW of 1e-3; measured 2.4e-7 on weights of up to 1.6, so a few units in the last place.
+        # Eight steps of AdamW of 1e-3; measured 2.4e-7, on weights of up to 1.6.
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=8e-6)
 
 

@@ -1,4 +1,4 @@
-"""A base of full size on the CPU: random weights, as many and shaped as Stable Diffusion 1.5's, 512 pixels.
+"""A base of full size on the CPU: weights as those of Stable Diffusion 1.5 in shape, at random, 512 pixels.
 
     python benchmarks/full_size.py                         results/full_size.json
     python benchmarks/full_size.py --out FILE --threads 2
@@ -34,7 +34,7 @@ def peak_gib() -> float:
 
 
 def build(folder: Path) -> dict[str, Any]:
-    """Save a pipeline of Stable Diffusion 1.5's size with random weights, one part in memory at a time."""
+    """Save a pipeline of the size of Stable Diffusion 1.5 with random weights, one part at a time."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -83,10 +83,8 @@ def build(folder: Path) -> dict[str, Any]:
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     index |= {"scheduler": ["diffusers", "DDIMScheduler"], "feature_extractor": [None, None]}
-    index |= {
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-    }
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"]}
+    index |= {"tokenizer": ["transformers", "CLIPTokenizer"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return {"weights": sizes, "disk_gib": round(disk / 2**30, 2), "peak_gib": peak_gib()}
@@ -156,9 +154,8 @@ def measure(threads: int = 1) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stage", choices=("build", "train"), help="of one process, in --folder")

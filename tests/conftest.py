@@ -130,12 +130,13 @@ def write_pipeline(
     }
     kind = getattr(diffusers, scheduler_class)
     known = inspect.signature(kind.__init__).parameters
+    own = kind(**{k: v for k, v in settings.items() if k in known})
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=network,
-        scheduler=kind(**{k: v for k, v in settings.items() if k in known}),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -143,6 +144,7 @@ def write_pipeline(
     if variant is not None:
         pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, variant=variant)
+    own.save_pretrained(folder / "scheduler")  # the pipeline's constructor would change some settings
     return folder
 
 

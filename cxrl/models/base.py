@@ -287,8 +287,8 @@ def _check_parts(folder: str, unet: Any, vae: Any, text_encoder: Any) -> None:
     latent, width = vae.config.latent_channels, getattr(text_encoder.config, "hidden_size", None)
     if not u.in_channels == u.out_channels == latent:
         problem = (
-            f"its UNet takes {u.in_channels} channels, gives {u.out_channels}, its autoencoder has {latent}; "
-            "an inpainting, upscaling or learned-variance model is none that draws from text alone"
+            f"its UNet takes {u.in_channels} channels and gives {u.out_channels}, its autoencoder has "
+            f"{latent}; an inpainting, upscaling or learned-variance model is none that draws from text alone"
         )
     elif u.encoder_hid_dim_type is None and u.cross_attention_dim != width:
         problem = f"its UNet reads text of width {u.cross_attention_dim}, its text encoder gives {width}"

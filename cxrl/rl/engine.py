@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = {
     "ACCELERATE_MIXED_PRECISION": ("no", "model.dtype"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "optim.gradient_accumulation"),
 }
-"""Environment variable that accelerate's launcher sets from its file: (harmless value, our option)."""
+"""Environment variable that accelerate's launcher sets from its configuration: (harmless value, ours)."""
 
 
 class Engine:
@@ -77,7 +77,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _together(self, what: str) -> Iterator[None]:
-        """Inside, all processes do the same. A RuntimeError, which the backends raise, is a lost one."""
+        """Inside, all processes do the same. The backends raise RuntimeError when one is lost."""
         try:
             yield
         except RuntimeError as error:
@@ -85,8 +85,8 @@ class Engine:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise CxrlError(
-                f"process {self.rank} of {self.world} lost another while {what}: its own message says why; "
-                f"without one it was killed, or did not answer for {self.timeout:g} s (run.process_timeout). "
+                f"process {self.rank} of {self.world} lost another one while {what}: its own message says "
+                f"why; without one it was killed, or was silent for {self.timeout:g} s (run.process_timeout). "
                 f"The last checkpoint is intact: go on with --resume ({reason})"
             ) from error
 

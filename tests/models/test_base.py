@@ -152,7 +152,7 @@ def test_a_safety_checker_is_not_even_looked_at(tiny_pipeline: Path, tmp_path: P
     [
         (
             {"unet": {"in_channels": 9}},
-            "UNet takes 9 channels, gives 4, its autoencoder has 4; an inpainting",
+            "UNet takes 9 channels and gives 4, its autoencoder has 4; an inpainting",
         ),
         ({"unet": {"cross_attention_dim": 20}}, "UNet reads text of width 20, its text encoder gives 16"),
         ({"unet": {"num_class_embeds": 3}}, "needs more than text and timestep"),

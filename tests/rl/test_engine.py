@@ -18,26 +18,9 @@ from cxrl.errors import CxrlError
 from cxrl.rl.checkpoint import checkpoints, load_checkpoint
 from cxrl.rl.engine import Engine
 
-OPTIONS = [
-    "--preset",
-    "smoke",
-    "--sampler.guidance-scale",
-    "1",
-    "--train.samples-per-prompt",
-    "2",
-    "--optim.minibatches",
-    "1",
-    "--eval.num-images",
-    "2",
-    "--eval.bootstrap",
-    "0",
-    "--eval.grid-prompts",
-    "1",
-    "--train.eval-every",
-    "0",
-    "--run.trackers",
-    "none",
-]
+OPTIONS = ["--preset", "smoke", "--sampler.guidance-scale", "1", "--train.samples-per-prompt", "2"]
+OPTIONS += ["--optim.minibatches", "1", "--eval.num-images", "2", "--eval.bootstrap", "0"]
+OPTIONS += ["--eval.grid-prompts", "1", "--train.eval-every", "0", "--run.trackers", "none"]
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
 ACCELERATE += ["--num_processes", "2", "--num_cpu_threads_per_process", "1", "--dynamo_backend", "no"]

@@ -92,7 +92,7 @@ def test_two_processes_are_one_to_rounding(runs: tuple[Path, dict[str, Any]], ru
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2)
     weights = [load_file(folder / name / "adapter" / LORA_FILE) for name in ("never", run)]
     for name, value in weights[0].items():
-        # Eight steps of AdamW of 1e-3; measured 2.4e-7 on weights of up to 1.6, a few units in the last place
+        # Eight steps of AdamW of 1e-3; measured 2.4e-7, on weights of up to 1.6.
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=8e-6)
 
 
@@ -109,7 +109,7 @@ def test_two_processes_in_bfloat16_agree_with_each_other(runs: tuple[Path, dict[
     assert {t.dtype for t in saved.tensors["weights.safetensors"].values()} == {torch.float32}
 
 
-LOST = "error: process 0 of 2 lost another while "
+LOST = "error: process 0 of 2 lost another one while "
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ LOST = "error: process 0 of 2 lost another while "
         (
             "main_refuses",
             [(0, 2), (0, 2)],
-            ["No space left on device", "error: process 1 of 2 lost another while waiting"],
+            ["No space left on device", "error: process 1 of 2 lost another one while waiting"],
             2,
         ),
         ("one_disagrees", [(0, 2), (0, 2)], ["disagree on 1 of", "disagree on 1 of"], 2),

@@ -1,4 +1,4 @@
-"""docs/rewards.md tells the truth: its reward runs, options and files exist, numbers are measured ones."""
+"""docs/rewards.md tells the truth: its reward runs, options and files exist, numbers are measured."""
 
 from __future__ import annotations
 

@@ -75,15 +75,15 @@ class ImageTextModel:
         """Unit-norm embeddings float32 [N, E] of texts; every distinct text is read once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         self._warn_of_long(new)
-        for start in range(0, len(new), self.batch_size):
-            part = new[start : start + self.batch_size]
+        for text in new:  # alone, so that its bits do not depend on the others: a resumed run is the same run
             # SigLIP learned with every text padded to the limit and sees the padding; CLIP does not see it.
             tokens = self._tokenizer(
-                part, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+                text, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
             ).to(self.device)
             mask = {"attention_mask": tokens["attention_mask"]} if self._type == "clip" else {}
-            embeds = _unit(self._network.get_text_features(input_ids=tokens["input_ids"], **mask))
-            self._texts.update(zip(part, embeds, strict=True))
+            self._texts[text] = _unit(self._network.get_text_features(input_ids=tokens["input_ids"], **mask))[
+                0
+            ]
         return torch.stack([self._texts[text] for text in texts])
 
     def pixel_values(self, images: Tensor) -> Tensor:

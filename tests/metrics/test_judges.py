@@ -178,13 +178,13 @@ def test_the_summary_names_models_features_and_the_missing_distance(config: Conf
         ReportPrompt(i, text, (float(i == 0), float("nan")), ("No Finding", "Pleural Effusion"))
         for i, text in enumerate(("no acute .", "left pleural effusion ."))
     ]
-    images = corpus(4, seed=13).pixels()
+    images = corpus(2, seed=13).pixels()
 
     def draw(batch: PromptBatch, anchor: bool) -> Tensor:
         return images if anchor else images.flip(0)
 
     summary = evaluate_policy(
-        draw, prompts, judges, num_images=4, samples_per_prompt=2, seed=0, bootstrap=20
+        draw, prompts, judges, num_images=2, samples_per_prompt=1, seed=0, bootstrap=20
     ).to_dict(wall_seconds=1.0)
     for side in ("anchor", "policy", "change"):
         assert summary[side]["fid"] is None

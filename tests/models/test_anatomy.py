@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from cxrl.data.phantom import corpus
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.anatomy import AnatomicalPosture
 from cxrl.models.posture_geometry import STRUCTURES
+from cxrl.models.validity import film_validity
 from cxrl.models.weights import PSPNET, XRV_FILES, MissingFile, ModelChoice, file_sha256
 from cxrl.models.xrv import import_xrv
 from cxrl.rewards.posture import NOT_A_FILM, PostureReward
@@ -19,7 +20,9 @@ from cxrl.rewards.posture import NOT_A_FILM, PostureReward
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random state in the file of the release: a data-parallel state dict."""
+    """A folder with a random state in the file of the release: a data-parallel state dict. A tensor is one
+    number, expanded, so that the file is small.
+    """
     import_xrv()
     from torchxrayvision.baseline_models.chestx_det.ptsemseg.pspnet import pspnet
 
@@ -27,13 +30,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.device("meta"):
         network = pspnet(len(STRUCTURES))
     rng = torch.Generator().manual_seed(0)
-    state = {}
-    for name, value in network.state_dict().items():
-        if value.is_floating_point():
-            drawn = 0.02 * torch.randn(value.shape, generator=rng)
-            state[f"module.{name}"] = drawn.abs() + 1.0 if name.endswith("running_var") else drawn
-        else:
-            state[f"module.{name}"] = torch.zeros(value.shape, dtype=value.dtype)
+    state = {
+        f"module.{name}": torch.rand((), generator=rng).to(value.dtype).expand(value.shape)
+        for name, value in network.state_dict().items()
+    }
     torch.save(state, folder / XRV_FILES[PSPNET].file)
     return folder
 
@@ -48,18 +48,52 @@ def test_the_structures_are_the_library_s() -> None:
     assert list(STRUCTURES) == import_xrv().baseline_models.chestx_det.PSPNet.targets
 
 
-def test_masks_are_the_library_s_and_no_lungs_score_the_minimum(choice: ModelChoice, cache: Path) -> None:
+class Recorder(torch.nn.Module):
+    """In the network's place: keeps its input and returns given logits."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits, self.inputs = logits, torch.empty(0)
+        self.classification = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.inputs = pixels
+        return self.logits.expand(len(pixels), *self.logits.shape[1:])
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (64, 64)])
+def test_weights_and_input_are_those_of_the_library(
+    choice: ModelChoice, cache: Path, shape: tuple[int, int]
+) -> None:
     model = AnatomicalPosture(choice, "cpu")
-    image = torch.rand(1, 1, 512, 512, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        library = import_xrv().baseline_models.chestx_det.PSPNet(cache_dir=str(cache))
-        expected = library((2.0 * image - 1.0) * 1024.0)
-        found = model.masks(image)
-    torch.testing.assert_close(found.logit(), expected, rtol=1e-3, atol=1e-4)
+    library = import_xrv().baseline_models.chestx_det.PSPNet(cache_dir=str(cache))
+    expected = library.model.state_dict()
+    found = model._network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not model._network.training
+    given, logits = Recorder(torch.zeros(1, 14, 8, 8)), torch.randn(1, 14, 8, 8)
+    library.model, model._network = given, Recorder(logits)
+    image = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    library((2.0 * image - 1.0) * 1024.0)
+    assert torch.equal(model.masks(image), logits.sigmoid().expand(2, -1, -1, -1))
+    torch.testing.assert_close(model._network.inputs, given.inputs, rtol=1e-4, atol=1e-4)
+
+
+def test_only_a_film_with_lungs_scores(choice: ModelChoice) -> None:
     reward = PostureReward(Path(), torch.device("cpu"), choice)
-    batch = PromptBatch((ReportPrompt(0, "Normal.", ()),), torch.zeros(1, dtype=torch.int64))
-    assert float(reward.score(torch.full((1, 1, 64, 64), 0.5), batch)) == -NOT_A_FILM
+    film = corpus(8, seed=8102).pixels()
+    film = film[film_validity(film) == 1.0][:1]
+    images = torch.cat([film, torch.full_like(film, 0.5), 1.0 - film])
+    batch = PromptBatch((ReportPrompt(0, "Normal.", ()),), torch.zeros(3, dtype=torch.int64))
+    lungs = torch.full((1, 14, 100, 100), -9.0)
+    lungs[:, 5, 10:90, 7:47], lungs[:, 4, 10:90, 53:93] = 9.0, 9.0
+    reward.model._network = Recorder(lungs)  # type: ignore[attr-defined]
+    score = reward.score(images, batch)
+    assert float(score[0]) > -0.1
+    assert bool((score[1:] <= -NOT_A_FILM).all())
+    reward.model._network = Recorder(torch.full((1, 14, 100, 100), -9.0))  # type: ignore[attr-defined]
+    assert torch.equal(reward.score(images, batch), torch.full((3,), -NOT_A_FILM))
 
 
 def test_missing_weights_and_wrong_digests_are_named(choice: ModelChoice, tmp_path: Path) -> None:

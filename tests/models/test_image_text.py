@@ -103,8 +103,9 @@ def test_every_text_is_read_once(
     assert torch.equal(first[0], first[2])
     second = model.text_embeds([TEXTS[2], TEXTS[0]])
     assert torch.equal(second[1], first[0])
-    assert calls == [2, 1]
-    torch.testing.assert_close(models["clip"].text_embeds(TEXTS)[:2], first[:2])
+    assert calls == [1, 1, 1]
+    # Bit by bit, in whatever company a text is read.
+    assert torch.equal(models["clip"].text_embeds(TEXTS)[:2], first[:2])
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])

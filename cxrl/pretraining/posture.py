@@ -2,8 +2,9 @@
 
 A film is warped by a known affine psi (:mod:`cxrl.data.anatomy` has the convention) and the network regresses
 the pose that the film then has: psi put on top of the film's own pose. The own poses are unknown; they are
-learned with the network, one row a film, with mean zero. So the mean pose of the training films is the
-canonical one, and what the network reads is in true units, not shrunk towards the mean.
+learned with the network, one row a film, so that what it reads is in true units, not shrunk towards the mean.
+In the end their mean is taken off: the mean pose of the training films is the canonical one. A mirrored film
+has the mirrored pose. The network starts from the phantom's regressor that ships.
 
 No border gives the warp away. The network sees the central ``CROP`` of an image alone, in training and in
 use, and a warp is drawn only if all of that crop lies inside the original film: no pixel from outside, no
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 from cxrl.data.pixels import UnreadableImage, read_image
 from cxrl.data.table import read_rows
 from cxrl.errors import CxrlError
-from cxrl.models.scorers import Scorer, ScorerConfig, save_scorer
+from cxrl.models.scorers import Scorer, ScorerConfig, load_scorer, save_scorer
 from cxrl.pretraining.decoys import decoys
 from cxrl.pretraining.fit import FitOptions, fit
 from cxrl.pretraining.scorers import jitter
+from cxrl.rewards.base import PHANTOM_REWARDS
 
 COMPONENTS = ("log_scale_x", "log_scale_y", "shift_x", "shift_y", "rotation")
 CROP = 0.75
@@ -42,9 +44,11 @@ STORED_SIZE = 128
 MAX_WARP = torch.tensor([0.26, 0.26, 0.25, 0.25, 0.35])
 """Half ranges of the warps (log scale, half widths of the film, radians: 20 degrees), more than twice the
 spread of real films."""
-LOSS_SCALE = MAX_WARP / 2
+LOSS_SCALE = torch.tensor([0.09, 0.09, 0.12, 0.12, 0.16])
+"""About the spread of the warps that stay inside the film."""
+MIRRORED = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0])
 BATCH_SIZE = 32
-NUM_DECOYS = 16
+NUM_DECOYS = 8
 MIN_FILMS = 8
 NUM_STEPS = 2000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
@@ -182,16 +186,13 @@ def warp(images: Tensor, psi: Tensor, size: int = FILM_SIZE) -> Tensor:
 
 
 class _Alignment(nn.Module):
-    """A scorer and the own poses of its training films."""
+    """A scorer, and the own poses of its training films [num_films, 5]."""
 
-    def __init__(self, scorer: Scorer, num_films: int) -> None:
+    def __init__(self, num_films: int) -> None:
         super().__init__()
-        self.scorer = scorer
+        self.scorer = Scorer(ScorerConfig("posture", "resnet", 16, INPUT_SIZE, len(COMPONENTS), crop=CROP))
+        self.scorer.load_state_dict(load_scorer(PHANTOM_REWARDS / "posture.safetensors").state_dict())
         self.own_pose = nn.Parameter(torch.zeros(num_films, len(COMPONENTS)))
-
-    def own(self, index: Tensor) -> Tensor:
-        """[n, 5], the mean over all films being zero."""
-        return (self.own_pose - self.own_pose.mean(0))[index]
 
 
 def fit_posture(
@@ -204,24 +205,27 @@ def fit_posture(
     report: Callable[[str], None] = print,
 ) -> Scorer:
     """A regressor of psi, with validity, trained on the films ``train``; continues from ``work_dir``."""
-    torch.manual_seed(seed)
-    config = ScorerConfig("posture", "resnet", 16, INPUT_SIZE, len(COMPONENTS), crop=CROP)
-    model = _Alignment(Scorer(config), len(train)).to(memory_format=torch.channels_last)
+    model = _Alignment(len(train)).to(memory_format=torch.channels_last)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(train), (BATCH_SIZE,), generator=generator)
         psi = random_psi(BATCH_SIZE, generator)
-        images = warp(films.pixels(train[index]), psi)
+        images, pose = warp(films.pixels(train[index]), psi), compose(psi, model.own_pose[index])
+        mirrored = torch.rand(BATCH_SIZE, generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        pose = torch.where(mirrored[:, None], pose * MIRRORED, pose)
         bad = decoys(images[:NUM_DECOYS], generator)
         images = jitter(_exposure(torch.cat([images, bad]), generator), generator)
         output, validity = model.scorer(images.to(memory_format=torch.channels_last))
         is_film = (torch.arange(len(images)) < BATCH_SIZE).float()
-        pose = F.smooth_l1_loss(output[:BATCH_SIZE] / LOSS_SCALE, compose(psi, model.own(index)) / LOSS_SCALE)
-        return pose + 0.2 * F.binary_cross_entropy_with_logits(validity, is_film)
+        error = F.smooth_l1_loss(output[:BATCH_SIZE] / LOSS_SCALE, pose / LOSS_SCALE)
+        return error + 0.2 * F.binary_cross_entropy_with_logits(validity, is_film)
 
     options = FitOptions(num_steps, learning_rate=2e-3, weight_decay=0.05, ema_decay=0.995)
     digest = hashlib.sha256(films.images[train].numpy()).hexdigest()[:16]
     fit("posture", model, loss_at, options, seed=seed, work_dir=work_dir, data=digest, report=report)
+    with torch.no_grad():
+        model.scorer.head.bias -= model.own_pose.mean(0)
     return model.scorer
 
 

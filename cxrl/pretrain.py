@@ -1,9 +1,11 @@
-"""``python -m cxrl.pretrain``: the embedded default from nothing, or a pipeline fine-tuned on a table of
-images and texts.
+"""``python -m cxrl.pretrain``: the embedded default from nothing, a posture regressor from films, or a
+pipeline fine-tuned on a table of images and texts.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,15 @@ from pathlib import Path
 from cxrl.cli import Parser, at_least, run_command
 from cxrl.errors import CxrlError, unknown_name
 
-PRESETS = ("phantom", "smoke")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "phantom": (),
+    "smoke": (),
+    "posture": ("data", "steps"),
+    "fine-tuning": ("base", "table", "steps", "batch_size", "learning_rate"),
+}
+"""What is done, a preset but for the last → its own options; ``--out``, ``--work-dir`` and ``--seed`` go with
+all."""
+PRESETS = tuple(OPTIONS)[:-1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("cxrl.pretrain", "Train the embedded default, or fine-tune a pipeline on a table.")
-    phantom = parser.add_argument_group("the embedded default")
-    phantom.add_argument(
+    parser = Parser(
+        "cxrl.pretrain",
+        "Train the embedded default or a posture regressor, or fine-tune a pipeline on a table.",
+    )
+    parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="phantom: everything that ships (hours on two cores); smoke: every part, a minute, no quality",
+        help="phantom: everything that ships (hours on two cores); smoke: every part, a minute, no quality; "
+        "posture: the posture reward from films of your own",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the result goes")
+    parser.add_argument(
+        "--out", metavar="PATH", type=Path, required=True, help="the result: a folder; posture: a file"
+    )
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
@@ -35,25 +50,31 @@ def _parser() -> Parser:
         help="checkpoints; the same folder continues a killed run; default OUT.work",
     )
     parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="default 0")
+    parser.add_argument(
+        "--steps", metavar="N", type=at_least(1), help="default: fine-tuning 1000, posture 2000"
+    )
+    posture = parser.add_argument_group("--preset posture")
+    posture.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="a folder of frontal films, or a CSV or Parquet with the column image (and patient, view)",
+    )
     table = parser.add_argument_group("fine-tuning")
     table.add_argument("--base", metavar="DIR", help="a StableDiffusionPipeline folder or hub id")
     table.add_argument(
         "--table", metavar="FILE", type=Path, help="CSV or Parquet with columns image and text"
     )
-    table.add_argument("--steps", metavar="N", type=at_least(1), default=1000, help="default 1000")
-    table.add_argument("--batch-size", metavar="N", type=at_least(1), default=8, help="default 8")
-    table.add_argument("--learning-rate", metavar="X", type=float, default=1e-5, help="default 1e-5")
+    table.add_argument("--batch-size", metavar="N", type=at_least(1), help="default 8")
+    table.add_argument("--learning-rate", metavar="X", type=float, help="default 1e-5")
     return parser
 
 
 def _pretrain(argv: Sequence[str]) -> None:
     args = _parser().parse(argv)
-    if (args.preset is None) == (args.table is None):
-        raise CxrlError("give either --preset (the embedded default) or --base with --table (fine-tuning)")
+    _check(args)
     work_dir = args.work_dir or args.out.with_name(args.out.name + ".work")
-    if args.table is not None:
-        if args.base is None:
-            raise CxrlError("--table needs --base, the pipeline that is fine-tuned ('phantom' ships)")
+    if args.preset is None:
         from cxrl.pretraining.finetune import finetune
 
         finetune(
@@ -61,21 +82,44 @@ def _pretrain(argv: Sequence[str]) -> None:
             args.table,
             args.out,
             work_dir,
-            num_steps=args.steps,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
+            num_steps=args.steps or 1000,
+            batch_size=args.batch_size or 8,
+            learning_rate=1e-5 if args.learning_rate is None else args.learning_rate,
             seed=args.seed,
         )
         return
-    if args.preset not in PRESETS:
-        raise unknown_name("preset", args.preset, PRESETS)
-    import json
+    if args.preset == "posture":
+        from cxrl.pretraining.posture import NUM_STEPS, pretrain_posture
 
-    from cxrl.pretraining.phantom import SMOKE, PhantomPlan, pretrain_phantom
+        table = pretrain_posture(
+            args.data, args.out, work_dir, num_steps=args.steps or NUM_STEPS, seed=args.seed
+        )
+    else:
+        from cxrl.pretraining.phantom import SMOKE, PhantomPlan, pretrain_phantom
 
-    plan = PhantomPlan(seed=args.seed) if args.preset == "phantom" else SMOKE
-    table = pretrain_phantom(plan, args.out, work_dir)
+        plan = PhantomPlan(seed=args.seed) if args.preset == "phantom" else SMOKE
+        table = pretrain_phantom(plan, args.out, work_dir)
     print(json.dumps(table, indent=1))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises CxrlError where options do not go together."""
+    if args.preset is not None and args.preset not in PRESETS:
+        raise unknown_name("preset", args.preset, PRESETS)
+    if (args.preset is None) == (args.table is None):
+        raise CxrlError("give either --preset or --base with --table (fine-tuning)")
+    chosen = args.preset or "fine-tuning"
+    for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+        if getattr(args, name) is not None and name not in OPTIONS[chosen]:
+            owners = " or ".join(owner for owner, names in OPTIONS.items() if name in names)
+            own = f"--preset {chosen}" if args.preset else "--table"
+            raise CxrlError(f"--{name.replace('_', '-')} goes with {owners}, not with {own}; leave one out")
+    if args.preset is None and args.base is None:
+        raise CxrlError("--table needs --base, the pipeline that is fine-tuned ('phantom' ships)")
+    if args.preset == "posture" and args.data is None:
+        raise CxrlError("--preset posture needs --data, a folder or a table of frontal films")
+    if args.preset == "posture" and (args.out.suffix != ".safetensors" or args.out.is_dir()):
+        raise CxrlError(f"--out: {args.out} is no file named *.safetensors, which --preset posture writes")
 
 
 if __name__ == "__main__":

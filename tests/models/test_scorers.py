@@ -71,6 +71,37 @@ def test_images_of_another_size_are_resized() -> None:
         assert tuple(scorer("posture")(torch.rand(2, 1, 50, 40))[0].shape) == (2, 6)
 
 
+def test_a_crop_hides_what_is_outside_and_is_stored(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = ScorerConfig("posture", "resnet", 4, 32, 5, crop=0.75)
+    model = Scorer(config).eval()
+    image, whole = torch.rand(1, 1, 64, 64), Scorer(ScorerConfig("posture", "resnet", 4, 32, 5)).eval()
+    whole.load_state_dict(model.state_dict())
+    save_scorer(model, tmp_path / "s.safetensors", dtype=torch.float32)
+    loaded = load_scorer(tmp_path / "s.safetensors")
+    assert loaded.config == config
+    border = torch.ones_like(image)
+    border[..., 8:56, 8:56] = image[..., 8:56, 8:56]
+    centre = image.clone()
+    centre[..., 30:34, 30:34] = 1.0
+    with torch.no_grad():
+        expected = loaded(image)[0]
+        assert torch.equal(expected, whole(image[..., 8:56, 8:56])[0])
+        assert torch.equal(loaded(border)[0], expected)
+        assert not torch.equal(loaded(centre)[0], expected)
+        assert not torch.equal(whole(border)[0], whole(image)[0])
+
+
+def test_a_file_from_before_crops_sees_the_whole_image(tmp_path: Path) -> None:
+    model = scorer("posture")
+    fields = {"task": "posture", "trunk": "resnet", "width": 4, "image_size": 32, "num_outputs": 6}
+    save_file(model.state_dict(), tmp_path / "s.safetensors", metadata={"config": json.dumps(fields)})
+    loaded = load_scorer(tmp_path / "s.safetensors")
+    assert loaded.config.crop == 1.0
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES)[0], model(IMAGES)[0])
+
+
 def test_words_of_a_report() -> None:
     assert words("Large, LEFT effusion. No edema; clear") == [
         *("large", "left", "effusion", "."),

@@ -7,7 +7,7 @@ Nothing here downloads. :func:`required_files` lists what a configuration needs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,6 +116,8 @@ class MissingFile(CxrlError):
             section, _, task = required.option.partition(".")
             known = f"no SHA-256 is known: pin yours with --{section}.sha256 {task}=HEX"
         get = f"; get it from {required.source}" if required.source else ""
+        if required.source and not required.path:
+            get = f"; get it with `hf download {required.source}`"
         place = f" and put it into {required.path.parent}" if required.source and required.path else ""
         note = f" ({required.note})" if required.note else ""
         super().__init__(
@@ -374,29 +376,3 @@ def _digest(path: str, size: int, modified: int) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def check_judges(rewards: Mapping[str, ModelChoice], judges: Mapping[str, ModelChoice]) -> None:
-    """Refuse a judge that is one of the rewards: the same name, the same file or a copy of it.
-
-    Raises:
-        CxrlError: Both options.
-    """
-    for reward in rewards.values():
-        for judge in judges.values():
-            if _is_same(reward, judge):
-                raise CxrlError(
-                    f"{judge.option}: {judge.value or judge.path} is also {reward.option}; a judge must be "
-                    "another model than those that reward (other weights, better other data)"
-                )
-
-
-def _is_same(a: ModelChoice, b: ModelChoice) -> bool:
-    if a.kind == b.kind == "transformers" and a.value == b.value:
-        return True
-    files = [c.path / "model.safetensors" if c.kind == "transformers" else c.path for c in (a, b)]
-    if files[0].resolve() == files[1].resolve():
-        return True
-    if not all(file.is_file() for file in files) or files[0].stat().st_size != files[1].stat().st_size:
-        return False
-    return file_sha256(files[0]) == file_sha256(files[1])

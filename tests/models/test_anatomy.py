@@ -20,8 +20,8 @@ from cxrl.rewards.posture import NOT_A_FILM, PostureReward
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random state in the file of the release: a data-parallel state dict. Every tensor is one
-    number, expanded, so that the file is small.
+    """A folder with a random state in the file of the release: a data-parallel state dict. Every tensor is
+    one number, expanded, so that the file is small.
     """
     import_xrv()
     from torchxrayvision.baseline_models.chestx_det.ptsemseg.pspnet import pspnet

@@ -95,7 +95,7 @@ def files_text(config: Config) -> tuple[str, int]:
             rows.append((required.option, f"there: {required.path or required.source}"))
         else:
             missing += 1
-            rows.append((required.option, f"MISSING: {how_to_get(required)}".replace(" is missing", "", 1)))
+            rows.append((required.option, f"MISSING: {how_to_get(required)}"))
     return _aligned(f"preset {config.preset} needs", rows), missing
 
 

@@ -35,12 +35,10 @@ def patched():
         yield patch
 
 
-@pytest.fixture(scope="module")
-def scorers(tmp_path_factory):
-    """A folder of untrained rewards that also serves as judges."""
-    folder = tmp_path_factory.mktemp("scorers")
+def untrained(folder, seed):
+    """Rewards or judges of random weights."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         for task, outputs in (("posture", 5), ("diagnosis", 7), ("consistency", 8)):
             config = ScorerConfig(task, "convnext", 4, 16, outputs, ("heart", "lung", "normal"))
             save_scorer(Scorer(config), folder / f"{task}.safetensors")
@@ -50,9 +48,19 @@ def scorers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def argv(tiny_pipeline, scorers, patched):
+def scorers(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("scorers"), 0)
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("judges"), 1)
+
+
+@pytest.fixture(scope="module")
+def argv(tiny_pipeline, scorers, judges, patched):
     return (
-        f"--preset smoke --model.path {tiny_pipeline} --rewards.path {scorers} --eval.judges {scorers} "
+        f"--preset smoke --model.path {tiny_pipeline} --rewards.path {scorers} --eval.judges {judges} "
         "--train.early-stop-fid 0 --train.early-stop-diversity 0"
     ).split()
 
@@ -323,14 +331,14 @@ def test_a_truncated_adapter_is_named(copy, tmp_path, capsys):
     assert not (tmp_path / "s.json").exists()
 
 
-def test_truncated_and_missing_assets_are_named(argv, scorers, tmp_path, capsys):
+def test_truncated_and_missing_assets_are_named(argv, scorers, judges, tmp_path, capsys):
     run = [*argv, "--run-dir", tmp_path / "r", "--overwrite"]
     spoilt = shutil.copytree(scorers, tmp_path / "spoilt")
     path = spoilt / "diagnosis.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     fails(capsys, train.main, [*run, "--rewards.path", spoilt], f"{path} cannot be read")
+    spoilt = shutil.copytree(judges, tmp_path / "spoilt-judges")
     (spoilt / "reference.safetensors").unlink()
-    path.write_bytes((scorers / "diagnosis.safetensors").read_bytes())
     fails(capsys, train.main, [*run, "--eval.judges", spoilt], str(spoilt / "reference.safetensors"))
     fails(capsys, train.main, [*run, "--rewards.path", tmp_path / "none"], f"{tmp_path / 'none'}")
     fails(capsys, train.main, [*run, "--model.path", tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}")

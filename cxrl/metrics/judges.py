@@ -17,12 +17,13 @@ from cxrl.models.loading import (
     ConsistencyModel,
     DiagnosisModel,
     PostureModel,
+    check_judges,
     load_consistency,
     load_diagnosis,
     load_posture,
 )
 from cxrl.models.scorers import Scorer, load_scorer
-from cxrl.models.weights import ASSETS, TASKS, ModelChoice, check_judges, model_choices
+from cxrl.models.weights import ASSETS, TASKS, ModelChoice, model_choices
 
 PHANTOM_JUDGES = ASSETS / "judges"
 

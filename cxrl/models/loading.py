@@ -7,6 +7,7 @@ image how plausible it is as a chest film (``validity`` in [0, 1]): by a head of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cxrl.errors import CxrlError
 from cxrl.models.scorers import Scorer, load_scorer
-from cxrl.models.weights import ModelChoice, check_digest
+from cxrl.models.weights import ModelChoice, check_digest, file_sha256
 
 
 class PostureModel(Protocol):
@@ -90,3 +91,29 @@ def _scorer(choice: ModelChoice, device: torch.device | str) -> Scorer:
             f"{choice.option}: {choice.path} is a model of {scorer.config.task}, not of {choice.task}"
         )
     return scorer
+
+
+def check_judges(rewards: Mapping[str, ModelChoice], judges: Mapping[str, ModelChoice]) -> None:
+    """Refuse a judge that is one of the rewards: the same name, the same file or a copy of it.
+
+    Raises:
+        CxrlError: Both options.
+    """
+    for reward in rewards.values():
+        for judge in judges.values():
+            if _is_same(reward, judge):
+                raise CxrlError(
+                    f"{judge.option}: {judge.value or judge.path} is also {reward.option}; a judge must be "
+                    "another model than those that reward (other weights, better other data)"
+                )
+
+
+def _is_same(a: ModelChoice, b: ModelChoice) -> bool:
+    if a.kind == b.kind == "transformers" and a.value == b.value:
+        return True
+    files = [c.path / "model.safetensors" if c.kind == "transformers" else c.path for c in (a, b)]
+    if files[0].resolve() == files[1].resolve():
+        return True
+    if not all(file.is_file() for file in files) or files[0].stat().st_size != files[1].stat().st_size:
+        return False
+    return file_sha256(files[0]) == file_sha256(files[1])

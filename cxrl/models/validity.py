@@ -25,6 +25,7 @@ from torch import Tensor
 ZONES = 8
 OCTAVES = (4, 8, 16, 32, 64)
 NUM_FEATURES = ZONES * ZONES // 2 + len(OCTAVES)
+_AT_ONCE = 1024  # torch.quantile takes 16 million numbers
 CONTRAST_RAMP = (0.08, 0.14)
 """No film below, a film above; in between linear. The flattest of 114 real films has 0.16."""
 SCORE_RAMP = (0.4, 1.4)
@@ -58,6 +59,11 @@ def film_validity(
         coefficients: Of the 37 numbers, see :func:`film_features`.
         intercept: Added to their weighted sum.
     """
+    parts = images.split(_AT_ONCE)
+    return torch.cat([_validity(part.float(), coefficients, intercept) for part in parts])
+
+
+def _validity(images: Tensor, coefficients: Sequence[float], intercept: float) -> Tensor:
     low, high = SCORE_RAMP
     weights = torch.tensor(coefficients, dtype=torch.float32, device=images.device)
     layout = ((film_features(images) @ weights + intercept - low) / (high - low)).clamp(0.0, 1.0)

@@ -7,7 +7,7 @@ Nothing here downloads. :func:`required_files` lists what a configuration needs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,11 +104,13 @@ class MissingFile(CxrlError):
 
     def __init__(self, required: RequiredFile) -> None:
         self.required = required
-        super().__init__(f"{required.option}: {how_to_get(required)}; cxrl downloads no weights by itself")
+        super().__init__(
+            f"{required.option}: missing {how_to_get(required)}; cxrl downloads no weights by itself"
+        )
 
 
 def how_to_get(required: RequiredFile) -> str:
-    """What is missing, its size and digest, where it is to be had and where to put it."""
+    """What it is, its size and digest, where it is to be had and where to put it."""
     parts = (
         f"{required.size:,} bytes" if required.size else "",
         f"SHA-256 {required.sha256}" if required.sha256 else "",
@@ -121,7 +123,7 @@ def how_to_get(required: RequiredFile) -> str:
     place = f" and put it into {required.path.parent}" if required.source and required.path else ""
     where = str(required.path or required.source)
     return (
-        f"{required.name} is missing{f': {where}' if where else ''}"
+        f"{required.name}{f': {where}' if where else ''}"
         f"{f' ({known})' if known else ''}{get if required.path else ''}{place}"
         f"{f' ({required.note})' if required.note else ''}"
     )
@@ -381,29 +383,3 @@ def _digest(path: str, size: int, modified: int) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def check_judges(rewards: Mapping[str, ModelChoice], judges: Mapping[str, ModelChoice]) -> None:
-    """Refuse a judge that is one of the rewards: the same name, the same file or a copy of it.
-
-    Raises:
-        CxrlError: Both options.
-    """
-    for reward in rewards.values():
-        for judge in judges.values():
-            if _is_same(reward, judge):
-                raise CxrlError(
-                    f"{judge.option}: {judge.value or judge.path} is also {reward.option}; a judge must be "
-                    "another model than those that reward (other weights, better other data)"
-                )
-
-
-def _is_same(a: ModelChoice, b: ModelChoice) -> bool:
-    if a.kind == b.kind == "transformers" and a.value == b.value:
-        return True
-    files = [c.path / "model.safetensors" if c.kind == "transformers" else c.path for c in (a, b)]
-    if files[0].resolve() == files[1].resolve():
-        return True
-    if not all(file.is_file() for file in files) or files[0].stat().st_size != files[1].stat().st_size:
-        return False
-    return file_sha256(files[0]) == file_sha256(files[1])

@@ -90,8 +90,8 @@ def build_rewards(
         CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
     """
     built_in = {}
-    for name, factory in BUILT_IN.items():
-        built_in[name] = getattr(importlib.import_module(f"cxrl.rewards.{name}"), factory)
+    for name, cls in BUILT_IN.items():
+        built_in[name] = getattr(importlib.import_module(f"cxrl.rewards.{name}"), cls)
         _REGISTRY.setdefault(name, built_in[name])
     folder = PHANTOM_REWARDS if path == "phantom" else Path(path)
     rewards: dict[str, Reward] = {}

@@ -60,3 +60,13 @@ def test_group_must_be_a_vector_of_int64(group: torch.Tensor) -> None:
 def test_a_group_outside_the_prompts_is_refused(index: int) -> None:
     with pytest.raises(ValueError, match="outside the 2 prompts"):
         PromptBatch((A, B), torch.tensor([0, index]))
+
+
+def test_no_finding_denies_the_others_where_it_is_no_output() -> None:
+    findings = ("No Finding", "Edema", "Pneumonia", "Support Devices")
+    normal = ReportPrompt(0, "Normal.", (1.0, math.nan, 1.0, math.nan), findings)
+    assert str(normal.labels_of(("Edema", "Fracture", "Pneumonia"))) == "(0.0, 0.0, 1.0)"
+    assert math.isnan(normal.labels_of(("Support Devices",))[0]), "a device is no disease"
+    assert math.isnan(normal.labels_of(("No Finding", "Edema"))[1]), "the model has an output for it"
+    other = ReportPrompt(1, "Edema.", (0.0, 1.0, math.nan, math.nan), findings)
+    assert str(other.labels_of(("Edema", "Pneumonia"))) == "(1.0, nan)"

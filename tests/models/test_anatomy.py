@@ -20,8 +20,8 @@ from cxrl.rewards.posture import NOT_A_FILM, PostureReward
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random state in the file of the release: a data-parallel state dict. A tensor is one
-    number, expanded, so that the file is small.
+    """A folder with a random state in the file of the release: a data-parallel state dict. Every tensor is
+    one number, expanded, so that the file is small.
     """
     import_xrv()
     from torchxrayvision.baseline_models.chestx_det.ptsemseg.pspnet import pspnet
@@ -97,7 +97,10 @@ def test_only_a_film_with_lungs_scores(choice: ModelChoice) -> None:
 
 
 def test_missing_weights_and_wrong_digests_are_named(choice: ModelChoice, tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match=r"pspnet_chestxray_best_model_4\.pth is missing"):
+    with pytest.raises(
+        MissingFile,
+        match=r"missing the weights pspnet of torchxrayvision: .*pspnet_chestxray_best_model_4\.pth",
+    ):
         AnatomicalPosture(ModelChoice("eval", "posture", PSPNET, Path(), cache=tmp_path), "cpu")
     with pytest.raises(CxrlError, match=rf"expected {XRV_FILES[PSPNET].sha256}"):
         AnatomicalPosture(ModelChoice("eval", "posture", PSPNET, Path(), cache=choice.cache), "cpu")

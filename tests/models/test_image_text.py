@@ -123,7 +123,7 @@ def test_long_texts_are_cut_with_one_warning(folders: dict[str, Path], kind: str
 
 def test_a_folder_that_is_not_there_and_a_hub_id_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        MissingFile, match=r"rewards\.consistency: an image-text model of transformers is missing: some/model"
+        MissingFile, match=r"rewards\.consistency: missing an image-text model of transformers: some/model"
     ):
         ImageTextModel(choice(Path("some/model")), "cpu")
     (tmp_path / "empty").mkdir()

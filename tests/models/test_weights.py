@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import pytest
 from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.models.weights import (
-    ASSETS,
     TASKS,
     MissingFile,
     ModelChoice,
-    check_judges,
     model_choices,
     parse_digests,
     phantom_models,
@@ -144,32 +141,6 @@ def test_everything_a_configuration_lacks_is_listed(tmp_path: Path, monkeypatch:
     assert "Apache-2.0" in str(MissingFile(found["rewards.diagnosis"]))
     (tmp_path / "mimic_ch-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt").write_bytes(b"")
     assert {r.option for r in required_files(made) if r.is_present} == {"rewards.diagnosis"}
-
-
-def test_a_judge_is_no_reward(tmp_path: Path) -> None:
-    def check(reward: str, judge: str, task: str = "diagnosis") -> None:
-        made = choice(reward, task, cache=tmp_path)
-        check_judges({task: made}, {task: dataclasses.replace(made, section="eval", value=judge)})
-
-    check("densenet121-res224-mimic_ch", "densenet121-res224-chex")
-    check("a/clip", "b/clip", "consistency")
-    file, copy = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    shutil.copy(ASSETS / "rewards" / "diagnosis.safetensors", file)
-    shutil.copy(file, copy)
-    for reward, judge, task in (
-        ("densenet121-res224-chex", "densenet121-res224-chex", "diagnosis"),
-        (f"densenet121-res224-chex:{file}", f"densenet121-res224-nih:{file}", "diagnosis"),
-        (str(file), str(tmp_path / "." / "a.safetensors"), "diagnosis"),
-        (str(file), str(copy), "diagnosis"),
-        ("a/clip", "a/clip", "consistency"),
-    ):
-        with pytest.raises(
-            CxrlError, match=rf"eval\.{task}: .* is also rewards\.{task}; a judge must be another"
-        ):
-            check(reward, judge, task)
-    for section in ("rewards", "eval"):
-        assert len(model_choices(Config(), section)) == 3
-    check_judges(model_choices(Config(), "rewards"), model_choices(Config(), "eval"))
 
 
 def test_models_of_the_phantom_are_named_where_the_films_are_others(tmp_path: Path) -> None:

@@ -69,8 +69,6 @@ def test_what_the_check_finds() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(kernel_resources.nvcc_path() is None, reason="needs nvcc")
-@pytest.mark.parametrize("arch", kernel_resources.ARCHS)
-def test_compiles_to_no_more(arch: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernel_resources.main(["--check", "--no-triton", "--arch", str(arch)]) == 0, (
-        capsys.readouterr().out
-    )
+def test_compiles_to_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    # All architectures at once keep all cores at work.
+    assert kernel_resources.main(["--check", "--no-triton"]) == 0, capsys.readouterr().out

@@ -253,9 +253,9 @@ def attention(
     out: tuple[Tensor, Tensor],
 ) -> None:
     with _on(q):
-        keep, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
+        alive, arguments = _attention_arguments(q, k, v, extra_k, extra_v, kv_index, scale)
         _cpp._C.cuda.attention(*_call(q), *arguments, _attention_view(out[0]), out[1].data_ptr())
-        del keep
+        del alive
 
 
 def attention_backward(

@@ -179,7 +179,7 @@ def _allocate(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
-    row = ()
+    row: tuple[int, ...] = ()
     if keep and backend == "cpp" and num_keys <= FEW_KEYS:
         row = (-(-num_keys // _KEPT_ROW) * _KEPT_ROW,)
     return _empty_heads(q), q.new_empty((*q.shape[:3], *row), dtype=torch.float32)

@@ -94,6 +94,7 @@ def _base(assets: Path, num_images: int, seed: int) -> dict[str, Any]:
     spread = judges.posture(images).std(0) / torch.from_numpy(POSE_SD)
     diversity = [float(within_prompt(x, batch.group, len(prompts))[0].mean()) for x in (images, shown)]
     clean = corpus(num_images, seed=FRESH_SEED + 3, split="all").pixels()
+    assert judges.reference is not None  # the phantom's judges bring it
     return {
         "num_images": len(batch),
         "num_steps": config.sampler.num_steps,

@@ -85,8 +85,8 @@ class Engine:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise CxrlError(
-                f"process {self.rank} of {self.world} lost another one while {what}: its own message says "
-                f"why; without one it was killed, or was silent for {self.timeout:g} s (run.process_timeout). "
+                f"process {self.rank} of {self.world} lost another while {what}: its own message says "
+                f"why; without one it was killed or silent for {self.timeout:g} s (run.process_timeout). "
                 f"The last checkpoint is intact: go on with --resume ({reason})"
             ) from error
 

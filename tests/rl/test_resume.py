@@ -123,7 +123,7 @@ LOST = "error: process 0 of 2 lost another while "
             ["No space left on device", "error: process 1 of 2 lost another while waiting"],
             2,
         ),
-        ("one_disagrees", [(0, 2), (0, 2)], ["disagree on 1 of", "disagree on 1 of"], 2),
+        ("one_disagrees", [(0, 2), (0, 2)], ["disagree on 2 of", "the first ace"], 2),
         ("one_silent", [(0, 2), (signal.SIGKILL, None)], [LOST, ""], 4),
     ],
 )

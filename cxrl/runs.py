@@ -37,11 +37,9 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
     if not (run_dir / CONFIG).is_file():
         raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
     config = load_yaml(run_dir / CONFIG)
+    model = config.model
     policy = load_policy(
-        run_dir,
-        device=engine.device,
-        allow_pickle=config.model.allow_pickle,
-        offload=config.model.offload,
+        run_dir, device=engine.device, allow_pickle=model.allow_pickle, offload=model.offload
     )
     return config, policy
 

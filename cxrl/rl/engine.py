@@ -63,9 +63,12 @@ class Engine:
         self.timeout = timeout
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         project = ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs"))
-        # model.dtype is the one knob of precision: accelerate's own stays off.
+        # model.dtype is the one knob of precision: accelerate's own stays off. Without a GPU it joins
+        # processes only when told so; its own launcher does, torchrun does not.
+        launched = self.world
         with self._together("starting"):
             self.accelerator = Accelerator(
+                cpu=launched > 1 and not torch.accelerator.is_available(),
                 mixed_precision="no",
                 log_with=list(trackers) or None,
                 project_config=project,
@@ -74,6 +77,7 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        _check_joined(launched, self.world)
 
     @contextlib.contextmanager
     def _together(self, what: str) -> Iterator[None]:
@@ -85,8 +89,8 @@ class Engine:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise CxrlError(
-                f"process {self.rank} of {self.world} lost another one while {what}: its own message says "
-                f"why; without one it was killed, or silent for {self.timeout:g} s (run.process_timeout). "
+                f"process {self.rank} of {self.world} lost another while {what}: its own message says "
+                f"why; without one it was killed or silent for {self.timeout:g} s (run.process_timeout). "
                 f"The last checkpoint is intact: go on with --resume ({reason})"
             ) from error
 
@@ -180,6 +184,15 @@ def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(grad)
     if bucket:
         yield bucket
+
+
+def _check_joined(launched: int, joined: int) -> None:
+    """Refuse processes that each believe to be alone: all would write the same run directory."""
+    if launched != joined:
+        raise CxrlError(
+            f"the launcher started {launched} processes (WORLD_SIZE), but {joined} came together; start them "
+            "with accelerate launch or torchrun, see docs/multi-gpu.md"
+        )
 
 
 def _check_launcher() -> None:

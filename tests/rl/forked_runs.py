@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -244,7 +245,8 @@ def main() -> None:
 
     for run, arms, sections in PAIRS:
         signals[run] = on_two(run, arms, False, sections)
-    signals["one_killed_resumed"] = on_two("one_killed", NOTHING, True, {})
+    shutil.copytree(folder / "one_killed", folder / "one_killed_resumed")
+    signals["one_killed_resumed"] = on_two("one_killed_resumed", NOTHING, True, {})
 
     def alone() -> None:
         bfloat16 = next(sections for run, _, sections in PAIRS if run == "two_in_bfloat16")

@@ -65,6 +65,13 @@ def test_what_has_no_effect_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Engine(tmp_path)
 
 
+def test_processes_that_did_not_come_together_are_refused() -> None:
+    module._check_joined(1, 1)
+    module._check_joined(3, 3)
+    with pytest.raises(CxrlError, match=r"started 2 processes \(WORLD_SIZE\), but 1 came together"):
+        module._check_joined(2, 1)
+
+
 def environment() -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -78,7 +85,7 @@ def test_accelerate_launch_takes_the_step_of_one_process(tmp_path: Path) -> None
     for name, launcher in (("one", [sys.executable]), ("two", [*ACCELERATE, "--main_process_port", "0"])):
         command = [*launcher, *common, str(tmp_path / name)]
         done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=280, check=False
+            command, env=environment(), capture_output=True, text=True, timeout=290, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         (path,) = checkpoints(tmp_path / name / "checkpoints")
@@ -111,7 +118,7 @@ def test_torchrun_ends_when_a_process_is_killed_in_an_epoch(tmp_path: Path) -> N
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 280
+            deadline = time.monotonic() + 400
             while not (run / "checkpoints" / "step-000002").is_dir():
                 assert launcher.poll() is None, (tmp_path / "log").read_text()[-3000:]
                 assert time.monotonic() < deadline
@@ -126,4 +133,4 @@ def test_torchrun_ends_when_a_process_is_killed_in_an_epoch(tmp_path: Path) -> N
     assert not [p for p in saved if not (p / "manifest.json").is_file()]
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(len(lines)))
-    assert len(lines) >= 2
+    assert len(lines) >= 2, "and one process wrote them: each epoch is there once"

@@ -109,7 +109,7 @@ def test_two_processes_in_bfloat16_agree_with_each_other(runs: tuple[Path, dict[
     assert {t.dtype for t in saved.tensors["weights.safetensors"].values()} == {torch.float32}
 
 
-LOST = "error: process 0 of 2 lost another one while "
+LOST = "error: process 0 of 2 lost another while "
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ LOST = "error: process 0 of 2 lost another one while "
         (
             "main_refuses",
             [(0, 2), (0, 2)],
-            ["No space left on device", "error: process 1 of 2 lost another one while waiting"],
+            ["No space left on device", "error: process 1 of 2 lost another while waiting"],
             2,
         ),
-        ("one_disagrees", [(0, 2), (0, 2)], ["the processes disagree on "] * 2, 2),
+        ("one_disagrees", [(0, 2), (0, 2)], ["disagree on 2 of", "the first ace"], 2),
         ("one_silent", [(0, 2), (signal.SIGKILL, None)], [LOST, ""], 4),
     ],
 )
@@ -150,7 +150,7 @@ def test_when_one_process_ends_so_do_the_others_and_the_checkpoint_stays(
 def test_a_run_on_two_processes_resumes_bit_identically(runs: tuple[Path, dict[str, Any]]) -> None:
     folder, signals = runs
     assert ends(signals, "one_killed_resumed") == [(0, 0), (0, 0)], signals["one_killed_resumed"]
-    expected, found = outcome(folder / "two_processes"), outcome(folder / "one_killed")
+    expected, found = outcome(folder / "two_processes"), outcome(folder / "one_killed_resumed")
     for part in expected:
         assert found[part] == expected[part], part
 

@@ -14,6 +14,8 @@ from cxrl.data.images import to_uint8
 from cxrl.data.phantom import corpus
 from cxrl.models.weights import file_sha256
 
+pytestmark = pytest.mark.slow
+
 CHEX, MIMIC = "densenet121-res224-chex", "densenet121-res224-mimic_ch"
 
 

@@ -51,7 +51,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="default 0")
     parser.add_argument(
-        "--steps", metavar="N", type=at_least(1), help="default: fine-tuning 1000, posture 2000"
+        "--steps", metavar="N", type=at_least(1), help="default: fine-tuning 1000, posture 1200"
     )
     posture = parser.add_argument_group("--preset posture")
     posture.add_argument(

@@ -224,10 +224,10 @@ def fit_posture(
         return error + 0.2 * F.binary_cross_entropy_with_logits(validity, is_film)
 
     options = FitOptions(num_steps, learning_rate=3e-3, weight_decay=0.05, ema_decay=0.995)
-    digest = hashlib.sha256(films.images[train].numpy()).hexdigest()[:16]
+    digest = hashlib.sha256(films.images[train].numpy().tobytes()).hexdigest()[:16]
     fit("posture", model, loss_at, options, seed=seed, work_dir=work_dir, data=digest, report=report)
     with torch.no_grad():
-        model.scorer.head.bias -= model.own_pose.mean(0)
+        model.scorer.head.bias.sub_(model.own_pose.mean(0))
     return model.scorer
 
 

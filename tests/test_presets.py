@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cxrl.config import PRESETS, load_preset
-from cxrl.models.weights import check_judges, model_choices
+from cxrl.models.loading import check_judges
+from cxrl.models.weights import model_choices
 
 REAL = ("mimic", "mimic-sd15", "openi")
 

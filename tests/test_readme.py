@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cxrl import evaluate, generate, pretrain, report
+from cxrl import doctor, evaluate, generate, pretrain, report
 from cxrl.cli import train_parser
 from cxrl.config import PolicyConfig
+from cxrl.data import inspect
 from cxrl.models.base import PHANTOM, load_base
 from cxrl.models.policy import Policy
 from cxrl.rewards import base as registry
@@ -92,7 +93,7 @@ def test_the_reward_of_ten_lines_trains(elsewhere: Path, monkeypatch: pytest.Mon
 
 def test_every_command_has_the_options_that_readme_gives(capsys: pytest.CaptureFixture[str]) -> None:
     helps = {"cxrl.train": train_parser().format_help()}
-    for module in (pretrain, generate, evaluate, report):
+    for module in (pretrain, generate, evaluate, report, doctor, inspect):
         with pytest.raises(SystemExit):
             module.main(["--help"])
         helps[module.__name__] = capsys.readouterr().out

@@ -166,6 +166,7 @@ def test_no_warp_that_is_drawn_shows_more_than_the_film() -> None:
     assert psi.shape == (500, 5)
     assert bool((psi.abs() <= MAX_WARP).all())
     assert bool((psi.std(0) > 0.3 * MAX_WARP).all())
+    assert bool((psi.mean(0).abs() < 0.1 * MAX_WARP).all())  # as much zooming out as in
     seen = warp(torch.ones(500, 1, 128, 128), psi, 128)[:, :, 16:112, 16:112]  # the central 0.75
     assert float(seen.min()) > 0.999
     assert torch.equal(psi, random_psi(500, torch.Generator().manual_seed(0)))

@@ -32,6 +32,16 @@ VARIANTS: dict[str, list[str]] = {
     "KL to the anchor": ["--optim.kl-weight", "0.1"],
     "smaller steps": ["--optim.lora-learning-rate", "2e-3", "--optim.ace-learning-rate", "7e-3"],
     "16 prompts, 6 samples each": ["--train.prompts-per-epoch", "16", "--train.samples-per-prompt", "6"],
+    "12 prompts, 8 samples each, 24 epochs": [
+        "--train.num-epochs",
+        "24",
+        "--train.eval-every",
+        "8",
+        "--train.prompts-per-epoch",
+        "12",
+        "--train.samples-per-prompt",
+        "8",
+    ],
     "one anchor image a sample": ["--comparison.anchor", "one_to_one"],
 }
 """Name → arguments over the default preset and a shorter run."""

@@ -18,9 +18,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CxrlError:
         name: What was given.
         known: The names that exist.
     """
+    return CxrlError(f"unknown {kind} {name!r}; {nearest(name, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean …?`` with the names that are most alike, or else ``known: …`` with all."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, name, candidate).ratio() for candidate in near]
     near = [candidate for candidate, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.1]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
-    return CxrlError(f"unknown {kind} {name!r}; {hint}")
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"

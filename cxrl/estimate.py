@@ -1,8 +1,8 @@
 """What a run will cost, before anything heavy starts: images, passes through the UNet, memory and time.
 
-Counts are exact. FLOPs and activations come from one pass of the UNet's own class on the meta device, where
-nothing is computed or stored; seconds are those FLOPs at ``EFFICIENCY`` of the rate that this device shows on
-a large matrix product, so they are a guide and no measurement.
+Counts leave out the few rows that watch the ratio and the KL. FLOPs and activations come from one pass of the
+UNet's own class on the meta device, where nothing is computed or stored; seconds are those FLOPs at
+``EFFICIENCY`` of the rate that this device shows on a large matrix product: a guide and no measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.models.base import DTYPES, PHANTOM
-from cxrl.models.files import read_json
+from cxrl.models.files import in_hub_cache, read_json
+from cxrl.rl.schedule import ddim_table
 
 EFFICIENCY = 0.4
 """Share of a large matrix product's rate that a UNet of convolutions and small products reaches, about."""
@@ -50,12 +51,16 @@ class Counts:
 
 
 def counts(config: Config) -> Counts:
-    """How often the UNet runs. Early stops and tied groups, which save some, are not foreseen."""
+    """How often the UNet runs. Early stops and tied groups, which save some, are not foreseen.
+
+    Raises:
+        CxrlError: The scheduler's configuration is damaged, or has no such chain.
+    """
     train, sampler = config.train, config.sampler
     branches = 2 if sampler.guidance_scale > 1 else 1
     images = train.prompts_per_epoch * train.samples_per_prompt
     chain = sampler.num_steps * branches
-    kept = math.ceil(config.optim.timestep_fraction * sampler.num_steps)
+    kept = math.ceil(config.optim.timestep_fraction * _policy_steps(config))
     updated = images * kept * config.optim.num_inner_epochs * branches
     direct = config.comparison.form == "direct"
     one_to_one = not direct and config.comparison.anchor == "one_to_one"
@@ -70,6 +75,15 @@ def counts(config: Config) -> Counts:
         bank_rows=bank,
         eval_rows=(evaluations + 1) * config.eval.num_images * chain,
     )
+
+
+def _policy_steps(config: Config) -> int:
+    """Steps with noise, which are trained on; all, where the base's scheduler is not on this machine."""
+    sampler, folder = config.sampler, _local_folder(config.model.path)
+    if folder is None:
+        return sampler.num_steps
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    return ddim_table(scheduler, sampler.num_steps, sampler.eta, sampler.timestep_spacing).num_policy_steps
 
 
 @dataclass(frozen=True)
@@ -107,9 +121,8 @@ def footprint(config: Config) -> Footprint | None:
         text = AutoModel.from_config(AutoConfig.from_pretrained(folder / "text_encoder"))
     total = sum(p.numel() for part in (unet, vae, text) for p in part.parameters())
     dtype = DTYPES[config.model.dtype]
-    torch.nn.Module.to(
-        unet, dtype
-    )  # the class's own warns of layers that are to stay float32, where there are none
+    # The class's own .to() warns of layers that are to stay float32, where there are none.
+    torch.nn.Module.to(unet, dtype)
     unet.requires_grad_(config.policy.train == "full")
     if config.policy.train == "lora":
         _add_lora(unet, config.policy.lora_rank)
@@ -126,14 +139,8 @@ def _local_folder(path: str) -> Path | None:
         return PHANTOM
     if Path(path).is_dir():
         return Path(path)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(path, "unet/config.json")
-    except HFValidationError:
-        return None
-    return Path(found).parents[1] if isinstance(found, str) else None
+    found = in_hub_cache(path, "unet/config.json")
+    return None if found is None else found.parents[1]
 
 
 def _add_lora(unet: Any, rank: int) -> None:

@@ -20,6 +20,8 @@ from cxrl.data.index import FilmRecord, Tally
 from cxrl.errors import CxrlError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", *DICOM_SUFFIXES)
+"""Of the files that count as films where a folder is given."""
 _DRAFT = 2
 """A JPG is decoded at no less than this many times the size asked for; the rest is antialiased resizing."""
 _16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")

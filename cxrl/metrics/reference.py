@@ -21,13 +21,12 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.data.index import FilmRecord, Tally, describe
-from cxrl.data.pixels import read_films
+from cxrl.data.pixels import SUFFIXES, read_films
 from cxrl.data.sources import cache_folder, load_index
 from cxrl.errors import CxrlError
 from cxrl.models.weights import ModelChoice, file_sha256
 
 FORMAT = 1
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 _AT_ONCE = 64
 
 
@@ -131,14 +130,15 @@ def _read(path: Path | None) -> Tensor | None:
 def _write(path: Path | None, features: Tensor) -> None:
     if path is None:
         return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(save({"features": features.contiguous()}))
         os.replace(partial, path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise CxrlError(
             f"cannot write {path}: {error.strerror or error}; choose another --data.cache, or none"
         ) from None

@@ -74,13 +74,11 @@ class PolicyAttention:
             attention_mask = attn.prepare_attention_mask(attention_mask, text.shape[1], batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
 
-        q = _heads(project(attn.to_q, hidden_states), attn.heads)
-        k = _heads(project(attn.to_k, text), attn.heads)
-        v = _heads(project(attn.to_v, text), attn.heads)
-        extra_k = extra_v = None
-        if ace is not None:
-            extra_k = _heads(project(attn.to_k, ace[None]), attn.heads)[0]
-            extra_v = _heads(project(attn.to_v, ace[None]), attn.heads)[0]
+        q = _heads(project(attn.to_q, hidden_states)[0], attn.heads)
+        sources = (text,) if ace is None else (text, ace[None])
+        k, *more_k = (_heads(x, attn.heads) for x in project(attn.to_k, *sources))
+        v, *more_v = (_heads(x, attn.heads) for x in project(attn.to_v, *sources))
+        extra_k, extra_v = (more_k[0][0], more_v[0][0]) if more_k else (None, None)
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         if attn.norm_k is not None:
@@ -94,7 +92,7 @@ class PolicyAttention:
                 attention_mask = F.pad(attention_mask, (0, extra_k.shape[1]))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, scale=attn.scale)
         out = out.transpose(1, 2).flatten(2).to(q.dtype)
-        out = attn.to_out[1](project(attn.to_out[0], out))
+        out = attn.to_out[1](project(attn.to_out[0], out)[0])
         if image_shape is not None:
             out = out.transpose(1, 2).reshape(image_shape)
         if attn.residual_connection:
@@ -107,12 +105,13 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer, with LoRA folded into its weight where that is cheaper."""
+def project(layer: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """A linear layer of every input, with LoRA folded into its weight, once, where that is cheaper."""
     weight = folded_weight(layer)
     if weight is None:
-        return layer(x)
-    return F.linear(x, weight, layer.get_base_layer().bias)  # type: ignore[operator]
+        return [layer(x) for x in inputs]
+    bias = layer.get_base_layer().bias  # type: ignore[operator]
+    return [F.linear(x, weight, bias) for x in inputs]
 
 
 def folded_weight(layer: Any) -> Tensor | None:

@@ -48,3 +48,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CxrlError(f"cannot read {path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def in_hub_cache(repo: str, file: str) -> Path | None:
+    """A file of a hub id in huggingface_hub's cache; None if it is not there, or ``repo`` is no such id."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, file)
+    except HFValidationError:  # a path that does not exist
+        return None
+    return Path(found) if isinstance(found, str) else None

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from cxrl.config import Config
-from cxrl.errors import CxrlError, unknown_name
+from cxrl.errors import CxrlError, nearest
+from cxrl.models.files import in_hub_cache
 
 ASSETS = Path(__file__).parents[1] / "assets" / "phantom"
 TASKS = ("posture", "diagnosis", "consistency")
@@ -177,10 +178,10 @@ class ModelChoice:
         if self.task == "consistency":
             return "transformers"
         known = [n for n in XRV_FILES if (n == PSPNET) == (self.task == "posture")]
-        hint = str(unknown_name("model", self.value, known)).split("; ")[1]
         raise CxrlError(
             f"{self.option}: {self.value!r} is not a .safetensors file, {' or '.join(known[:2])}"
-            f"{', …' if len(known) > 2 else ''}, or one of these with its own file, NAME:FILE; {hint}"
+            f"{', …' if len(known) > 2 else ''}, or one of these with its own file, NAME:FILE; "
+            f"{nearest(self.value, known)}"
         )
 
     @property
@@ -219,7 +220,8 @@ class ModelChoice:
                 self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256, note=note
             )
         folder = path if path.is_dir() else None
-        present = (path / "config.json").is_file() if folder else _in_hub_cache(self.value, "config.json")
+        where = path / "config.json" if folder else in_hub_cache(self.value, "config.json")
+        present = where is not None and where.is_file()
         note = f"`hf download {self.value}`; its page on the hub states licence and credential"
         name = "an image-text model of transformers"
         return RequiredFile(
@@ -302,7 +304,7 @@ def _base(config: Config) -> RequiredFile:
     if folder:
         return RequiredFile("model.path", name, folder, (folder / "model_index.json").is_file())
     note = "diffusers fetches it when a run starts; its page on the hub states licence and credential"
-    present = _in_hub_cache(value, "model_index.json")
+    present = in_hub_cache(value, "model_index.json") is not None
     return RequiredFile("model.path", name, None, present, source=value, note=note)
 
 
@@ -331,16 +333,6 @@ def _data(config: Config) -> list[RequiredFile]:
             )
         )
     return found
-
-
-def _in_hub_cache(repo: str, file: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(repo, file), str)
-    except HFValidationError:  # a path that does not exist
-        return False
 
 
 def check_present(choice: ModelChoice) -> None:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrl.data.pixels import UnreadableImage, read_image
+from cxrl.data.pixels import SUFFIXES, UnreadableImage, read_image
 from cxrl.data.table import read_rows
 from cxrl.errors import CxrlError
 from cxrl.models.scorers import Scorer, ScorerConfig, load_scorer, save_scorer
@@ -50,7 +50,6 @@ BATCH_SIZE = 32
 NUM_DECOYS = 8
 MIN_FILMS = 8
 NUM_STEPS = 1200
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 _MIMIC_PATIENT = re.compile(r"p\d{8}")
 
 

@@ -19,7 +19,6 @@ ten lines::
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.errors import CxrlError
+from cxrl.errors import CxrlError, unknown_name
 from cxrl.models.weights import ModelChoice
 
 PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
@@ -97,11 +96,7 @@ def build_rewards(
     rewards: dict[str, Reward] = {}
     for name in names:
         if name not in _REGISTRY:
-            near = difflib.get_close_matches(name, _REGISTRY, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise CxrlError(
-                f"rewards.names: unknown reward {name!r}{hint} (known: {', '.join(sorted(_REGISTRY))})"
-            )
+            raise CxrlError(f"rewards.names: {unknown_name('reward', name, _REGISTRY)}")
         factory, choice = _REGISTRY[name], (choices or {}).get(name)
         if choice is not None and factory is built_in.get(name):
             rewards[name] = built_in[name](folder, torch.device(device), choice)

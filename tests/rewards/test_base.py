@@ -69,7 +69,7 @@ def test_the_three_of_the_paper_are_known(registry: dict[str, base.Factory]) -> 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("postur", "did you mean 'posture'?"), ("qqq", "(known: consistency, diagnosis, posture)")],
+    [("postur", "did you mean posture?"), ("qqq", "known: consistency, diagnosis, posture")],
 )
 def test_an_unknown_reward_gets_the_nearest_name(
     registry: dict[str, base.Factory], name: str, hint: str

@@ -14,7 +14,7 @@ from cxrl.errors import CxrlError
 from cxrl.terminal import summary_table
 
 WIDTH, HEIGHT, MARGIN = 340, 150, 30
-COLOURS = ("#1f6f8b", "#c2571a", "#4b7f52", "#7a4ea3")
+COLOURS = ("#1f6f8b", "#c2571a", "#4b7f52", "#7a4ea3", "#b08a00", "#444444")
 CURVES = (
     ("Rewards, in units of the first epoch's spread", "reward"),
     ("Win-rate against the anchor", "win_rate"),
@@ -128,7 +128,7 @@ def curve(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str
         return f"{MARGIN + 15 + across:.1f},{HEIGHT - MARGIN - up:.1f}"
 
     drawn, legend = [], []
-    for (name, line), colour in zip(lines.items(), COLOURS * 3, strict=False):
+    for (name, line), colour in zip(lines.items(), COLOURS * 2, strict=False):
         dots = " ".join(place(x, y) for x, y in line)
         dot_x, dot_y = dots.split()[-1].split(",")
         drawn.append(f'<polyline points="{dots}" fill="none" stroke="{colour}" stroke-width="1.6"/>')

@@ -1,14 +1,15 @@
 """Comparison of callables interleaved in one process, a table at the end, and JSON.
 
-Timings on shared cores drift, so every round calls each callable once, in turn, and only ratios of medians
-are reported. A round during which a fixed calibration workload ran more than half slower than its median is
-dropped for all.
+Timings on shared cores drift, so every round calls each callable once, and only ratios of medians are
+reported. The order is drawn anew for every round: whoever follows another finds the inputs in the caches. A
+round during which a fixed calibration workload ran more than half slower than its median is dropped for all.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,10 +51,13 @@ def interleave(functions: Mapping[str, Callable[[], object]], device: str) -> di
             function()
         wait()
     rounds: list[tuple[float, dict[str, float]]] = []
+    order, draw = list(functions), random.Random(0)
     began = time.perf_counter()
     while len(rounds) < MAX_ROUNDS and (time.perf_counter() - began < MIN_SECONDS or len(rounds) < 5):
         calibration, times = _calibrate(), {}
-        for name, function in functions.items():
+        draw.shuffle(order)
+        for name in order:
+            function = functions[name]
             start = time.perf_counter()
             function()
             wait()

@@ -5,6 +5,7 @@ SDPA concatenates; so do plain matmul-softmax, ``torch.compile`` and xformers.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cxrl.ops import attention
-from cxrl.ops.attention import attention_reference
+from cxrl.ops.attention import attention_reference, attention_sdpa, attention_xformers
 
 BATCH, HEADS = 4, 4
 
@@ -28,14 +29,16 @@ def comparators(leaves: list[Tensor], device: str) -> dict[str, Callable[[], obj
     def step(forward: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(forward(), leaves, grad)
 
-    def of(backend: str) -> Callable[[], object]:
-        return step(lambda: attention(q, k, v, extra_k=extra_k, extra_v=extra_v, backend=backend))
-
-    compiled = torch.compile(attention_reference)
-    functions = {"auto": of("auto"), "sdpa": of("sdpa"), "eager": of("reference")}
-    functions["compile"] = step(lambda: compiled(q, k, v, extra_k, extra_v))
+    stock: dict[str, Callable[..., Tensor]] = {
+        "sdpa": attention_sdpa,
+        "eager": attention_reference,
+        "compile": torch.compile(attention_reference),
+    }
     if device == "cuda" and importlib.util.find_spec("xformers"):
-        functions["xformers"] = of("xformers")
+        stock["xformers"] = attention_xformers
+    functions = {"auto": step(lambda: attention(q, k, v, extra_k=extra_k, extra_v=extra_v))}
+    for name, function in stock.items():
+        functions[name] = step(functools.partial(function, q, k, v, extra_k, extra_v))
     return functions
 
 

@@ -1,5 +1,6 @@
-"""``pairwise_comparison`` forward against eager PyTorch and ``torch.compile``, in every form.
+"""``pairwise_comparison`` against eager PyTorch and ``torch.compile``, which check nothing.
 
+Forward in every form, and backward to the rewards where there is one.
 ``torch.compile`` gets all threads or one, as suits it: its code for this op meets at many barriers.
 """
 
@@ -13,13 +14,16 @@ import pytest
 import torch
 
 from cxrl.ops import pairwise_comparison
+from cxrl.ops.pairwise_comparison import pairwise_comparison_reference
+
+Step = Callable[[], object]
 
 
-def fastest_compiled(function: Callable[[], object]) -> Callable[[], object]:
-    """``function`` compiled for all threads or for one."""
+def fastest_compiled(step: Callable[[Callable[..., Any]], Step]) -> Step:
+    """The step with the reference compiled for all threads or for one."""
     seconds = {}
     for options in ({}, {"cpp.threads": 1}):
-        compiled = torch.compile(function, options=options)
+        compiled = step(torch.compile(pairwise_comparison_reference, options=options))
         for _ in range(3):
             compiled()
         start = time.perf_counter()
@@ -29,22 +33,37 @@ def fastest_compiled(function: Callable[[], object]) -> Callable[[], object]:
     return min(seconds, key=seconds.__getitem__)
 
 
-@pytest.mark.parametrize("form", ["difference", "win", "bradley_terry"])
-def test_pairwise_comparison(compare: Callable[..., Any], form: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "backward"),
+    [
+        ("difference", False),
+        ("win", False),
+        ("bradley_terry", False),
+        ("difference", True),
+        ("bradley_terry", True),
+    ],
+)
+def test_pairwise_comparison(compare: Callable[..., Any], form: str, backward: bool) -> None:
     n, p, m, k = 4096, 256, 8, 3
     rewards, anchors, weights = torch.randn(n, k), torch.randn(p, m, k), torch.ones(k)
     prompt = torch.randint(p, (n,))
+    grad = torch.randn(n)
+    rewards.requires_grad_(backward)
 
-    def reference() -> object:
-        return pairwise_comparison(rewards, anchors, prompt, weights, form, backend="reference")
+    def step(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Step:
+        def run() -> object:
+            score, win_rate = function(rewards, anchors, prompt, weights, form)
+            return torch.autograd.grad(score, rewards, grad) if backward else (score, win_rate)
+
+        return run
 
     compare(
-        f"pairwise_comparison {form}",
+        f"pairwise_comparison {form}{' fwd+bwd' if backward else ''}",
         f"N={n} P={p} M={m} K={k}",
         {
-            "auto": lambda: pairwise_comparison(rewards, anchors, prompt, weights, form),
-            "eager": reference,
-            "compile": fastest_compiled(reference),
+            "auto": step(pairwise_comparison),
+            "eager": step(pairwise_comparison_reference),
+            "compile": fastest_compiled(step),
         },
         num_bytes=4 * (n * k + p * m * k + n) + 8 * n,
         flops=n * m * k * 4,

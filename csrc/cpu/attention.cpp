@@ -7,13 +7,17 @@
 #include <vector>
 
 #include "../common/parallel.h"
+#include "../common/scratch.h"
 #include "ops.h"
 
 namespace cxrl {
 namespace {
 
-constexpr int64_t kQueryBlock = 48;  // a multiple of the 6 rows of a product block
+constexpr int64_t kQueryBlock = 64;
 static_assert(kQueryBlock <= kMaxRows, "softmax_rows takes a block at once");
+
+enum Slot { kKeys, kKeysT, kValues, kValuesT, kGradKeys, kGradValues, kScores, kGradScores, kQuery, kGrad, kResult };
+using UnitScratch = Scratch<kResult + 1>;
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -42,34 +46,37 @@ Rows own_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first) {
   return {reinterpret_cast<float*>(view.row(b, h, first)), view.row_stride};
 }
 Rows rows_of(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim,
-             std::vector<float>& buffer) {
+             UnitScratch& scratch, Slot slot) {
   if (usable(view, dim)) return own_rows(view, b, h, first);
   const int64_t padded = round_up(dim, kernels().width);
-  buffer.resize(static_cast<size_t>(kQueryBlock * padded), 0.0f);
-  load_rows(view, b, h, first, count, dim, buffer.data(), padded);
-  return {buffer.data(), padded};
+  float* buffer = scratch.take(slot, kQueryBlock * padded);
+  if (padded != dim) std::fill_n(buffer, kQueryBlock * padded, 0.0f);
+  load_rows(view, b, h, first, count, dim, buffer, padded);
+  return {buffer, padded};
 }
 
 // Keys or values of one head, prompt and extra segment together: [total, padded_dim], zero padded.
 struct Packed {
   int64_t total, padded_total, padded_dim;
-  std::vector<float> rows, transposed;
+  float *rows, *transposed;
 
-  explicit Packed(const AttentionShape& s)
+  Packed(const AttentionShape& s, UnitScratch& scratch, Slot slot, Slot transposed_slot)
       : total(s.keys + s.extra_keys),
         padded_total(round_up(total, kernels().width)),
         padded_dim(round_up(s.dim, kernels().width)),
-        rows(static_cast<size_t>(total * padded_dim), 0.0f) {}
+        rows(scratch.take(slot, total * padded_dim)),
+        transposed(scratch.take(transposed_slot, s.dim * padded_total)) {
+    if (padded_dim != s.dim) std::fill_n(rows, total * padded_dim, 0.0f);
+  }
 
   void load_main(const AttentionView& view, const AttentionShape& s, int64_t b, int64_t h) {
-    load_rows(view, b, h, 0, s.keys, s.dim, rows.data(), padded_dim);
+    load_rows(view, b, h, 0, s.keys, s.dim, rows, padded_dim);
   }
   void load_extra(const AttentionView& view, const AttentionShape& s, int64_t b, int64_t h) {
-    if (view) load_rows(view, b, h, 0, s.extra_keys, s.dim, rows.data() + s.keys * padded_dim, padded_dim);
+    if (view) load_rows(view, b, h, 0, s.extra_keys, s.dim, rows + s.keys * padded_dim, padded_dim);
   }
   void make_transposed(const AttentionShape& s) {
-    transposed.resize(static_cast<size_t>(s.dim * padded_total));
-    kernels().transpose(rows.data(), total, s.dim, padded_dim, transposed.data(), padded_total);
+    kernels().transpose(rows, total, s.dim, padded_dim, transposed, padded_total);
   }
 };
 
@@ -95,7 +102,8 @@ void attention_cpu(const AttentionInputs& in, AttentionView out, Saved saved) {
   parallel_for(s.batch * s.heads, work(s), [&](int64_t unit) {
     const int64_t b = unit / s.heads, h = unit % s.heads;
     const int64_t kv = in.kv_index ? in.kv_index[b] : b;
-    Packed keys(s), values(s);
+    UnitScratch scratch;
+    Packed keys(s, scratch, kKeys, kKeysT), values(s, scratch, kValues, kValuesT);
     keys.load_main(in.k, s, kv, h);
     keys.load_extra(in.extra_k, s, b, h);
     keys.make_transposed(s);
@@ -104,18 +112,18 @@ void attention_cpu(const AttentionInputs& in, AttentionView out, Saved saved) {
     const int64_t columns = keys.padded_total, width = values.padded_dim;
     const int64_t row = saved.row ? saved.row : columns;
     const bool direct = usable(out, s.dim);
-    std::vector<float> scratch(static_cast<size_t>(saved.row ? 0 : kQueryBlock * columns)), query;
+    float* own_scores = scratch.take(kScores, kQueryBlock * columns);
+    float* result = scratch.take(kResult, kQueryBlock * width);
     float denominators[kQueryBlock];
-    std::vector<float> result(static_cast<size_t>(direct ? 0 : kQueryBlock * width));
     for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
       const int64_t count = std::min(kQueryBlock, s.queries - first);
-      const Rows q = rows_of(in.q, b, h, first, count, s.dim, query);
+      const Rows q = rows_of(in.q, b, h, first, count, s.dim, scratch, kQuery);
       const int64_t query_row = unit * s.queries + first;
-      float* scores = saved.row ? saved.data + query_row * row : scratch.data();
-      kernel.product({q.data, q.stride, 1, keys.transposed.data(), columns, scores, row, count, columns, s.dim, false});
+      float* scores = saved.row ? saved.data + query_row * row : own_scores;
+      kernel.product({q.data, q.stride, 1, keys.transposed, columns, scores, row, count, columns, s.dim, false});
       kernel.softmax_rows(scores, count, keys.total, row, in.scale, saved.row ? denominators : saved.data + query_row);
-      const Rows o = direct ? own_rows(out, b, h, first) : Rows{result.data(), width};
-      kernel.product({scores, row, 1, values.rows.data(), width, o.data, o.stride, count, width, values.total, false});
+      const Rows o = direct ? own_rows(out, b, h, first) : Rows{result, width};
+      kernel.product({scores, row, 1, values.rows, width, o.data, o.stride, count, width, values.total, false});
       if (!direct) store_rows(out, b, h, first, count, s.dim, o.data, o.stride);
     }
   });
@@ -137,14 +145,17 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, S
 
   parallel_for(s.kv_batch * s.heads, 3 * work(s), [&](int64_t unit) {
     const int64_t kv = unit / s.heads, h = unit % s.heads;
-    Packed keys(s), values(s);
+    UnitScratch scratch;
+    Packed keys(s, scratch, kKeys, kKeysT), values(s, scratch, kValues, kValuesT);
     keys.load_main(in.k, s, kv, h);
     values.load_main(in.v, s, kv, h);
     const int64_t total = keys.total, columns = keys.padded_total, row = saved.row ? saved.row : columns;
-    std::vector<float> grad_keys(static_cast<size_t>(total * padded_dim), 0.0f), grad_values(grad_keys);
-    std::vector<float> scratch(static_cast<size_t>(saved.row ? 0 : kQueryBlock * columns));
-    std::vector<float> grad_scores(static_cast<size_t>(kQueryBlock * row));
-    std::vector<float> query_buffer, grad_buffer, result(static_cast<size_t>(kQueryBlock * padded_dim));
+    float* grad_keys = scratch.take(kGradKeys, total * padded_dim);
+    float* grad_values = scratch.take(kGradValues, total * padded_dim);
+    for (float* sums : {grad_keys, grad_values}) std::fill_n(sums, total * padded_dim, 0.0f);
+    float* own_scores = scratch.take(kScores, kQueryBlock * columns);
+    float* grad_scores = scratch.take(kGradScores, kQueryBlock * row);
+    float* result = scratch.take(kResult, kQueryBlock * padded_dim);
     const bool direct = usable(grad_q, s.dim);
     bool packed = false;
     for (const int64_t b : members[static_cast<size_t>(kv)]) {
@@ -157,39 +168,39 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, S
       }
       for (int64_t first = 0; first < s.queries; first += kQueryBlock) {
         const int64_t count = std::min(kQueryBlock, s.queries - first);
-        const Rows query = rows_of(in.q, b, h, first, count, s.dim, query_buffer);
-        const Rows grad = rows_of(grad_out, b, h, first, count, s.dim, grad_buffer);
-        const Rows to_query = direct ? own_rows(grad_q, b, h, first) : Rows{result.data(), padded_dim};
+        const Rows query = rows_of(in.q, b, h, first, count, s.dim, scratch, kQuery);
+        const Rows grad = rows_of(grad_out, b, h, first, count, s.dim, scratch, kGrad);
+        const Rows to_query = direct ? own_rows(grad_q, b, h, first) : Rows{result, padded_dim};
         const int64_t query_row = (b * s.heads + h) * s.queries + first;
-        float* probability = saved.row ? saved.data + query_row * row : scratch.data();
+        float* probability = saved.row ? saved.data + query_row * row : own_scores;
         if (!saved.row) {
-          kernel.product({query.data, query.stride, 1, keys.transposed.data(), columns, probability, row, count,
+          kernel.product({query.data, query.stride, 1, keys.transposed, columns, probability, row, count,
                           columns, s.dim, false});
           kernel.probability_rows(probability, count, total, row, in.scale, saved.data + query_row);
         }
-        kernel.product({grad.data, grad.stride, 1, values.transposed.data(), columns, grad_scores.data(), row, count,
+        kernel.product({grad.data, grad.stride, 1, values.transposed, columns, grad_scores, row, count,
                         columns, s.dim, false});
-        kernel.softmax_grad_rows(probability, grad_scores.data(), count, total, row, in.scale);
-        kernel.product({grad_scores.data(), row, 1, keys.rows.data(), padded_dim, to_query.data, to_query.stride,
+        kernel.softmax_grad_rows(probability, grad_scores, count, total, row, in.scale);
+        kernel.product({grad_scores, row, 1, keys.rows, padded_dim, to_query.data, to_query.stride,
                         count, padded_dim, total, false});
         if (!direct) store_rows(grad_q, b, h, first, count, s.dim, to_query.data, to_query.stride);
-        kernel.product({grad_scores.data(), 1, row, query.data, query.stride, grad_keys.data(), padded_dim,
+        kernel.product({grad_scores, 1, row, query.data, query.stride, grad_keys, padded_dim,
                         total, padded_dim, count, true});
-        kernel.product({probability, 1, row, grad.data, grad.stride, grad_values.data(), padded_dim,
+        kernel.product({probability, 1, row, grad.data, grad.stride, grad_values, padded_dim,
                         total, padded_dim, count, true});
       }
-      float* extra[2] = {grad_keys.data() + s.keys * padded_dim, grad_values.data() + s.keys * padded_dim};
+      float* extra[2] = {grad_keys + s.keys * padded_dim, grad_values + s.keys * padded_dim};
       if (!grad_extra_k || shared_extra) continue;
       store_rows(grad_extra_k, b, h, 0, s.extra_keys, s.dim, extra[0], padded_dim);
       store_rows(grad_extra_v, b, h, 0, s.extra_keys, s.dim, extra[1], padded_dim);
       for (float* part : extra) std::fill(part, part + extra_size, 0.0f);
     }
-    store_rows(grad_k, kv, h, 0, s.keys, s.dim, grad_keys.data(), padded_dim);
-    store_rows(grad_v, kv, h, 0, s.keys, s.dim, grad_values.data(), padded_dim);
+    store_rows(grad_k, kv, h, 0, s.keys, s.dim, grad_keys, padded_dim);
+    store_rows(grad_v, kv, h, 0, s.keys, s.dim, grad_values, padded_dim);
     if (!shared_extra) return;
     float* part = parts.data() + 2 * unit * extra_size;
-    std::copy_n(grad_keys.data() + s.keys * padded_dim, extra_size, part);
-    std::copy_n(grad_values.data() + s.keys * padded_dim, extra_size, part + extra_size);
+    std::copy_n(grad_keys + s.keys * padded_dim, extra_size, part);
+    std::copy_n(grad_values + s.keys * padded_dim, extra_size, part + extra_size);
   });
 
   if (!shared_extra) return;

@@ -15,7 +15,7 @@ template <int kRows, int kVecs>
 inline void product_block(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row, float* c,
                           int64_t c_row, int64_t depth, bool accumulate) {
   Vec total[kRows][kVecs];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) total[i][j] = accumulate ? load(c + i * c_row + j * kWidth) : Vec{};
@@ -24,86 +24,115 @@ inline void product_block(const float* a, int64_t a_row, int64_t a_col, const fl
     Vec right[kVecs];
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) right[j] = load(b + k * b_row + j * kWidth);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const Vec left = splat(a[i * a_row + k * a_col]);
 #pragma GCC unroll 4
       for (int j = 0; j < kVecs; ++j) total[i][j] = fma(left, right[j], total[i][j]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) store(c + i * c_row + j * kWidth, total[i][j]);
   }
 }
 
+// The columns of kVecs vectors: blocks that fill the registers, 16 of AVX2 or 32 of AVX-512, with sums enough to
+// hide the latency of an fma. Rows that do not divide are spread over blocks one row shorter.
 template <int kVecs>
 inline void product_panel(const cxrl::Product& p, int64_t column) {
-  const float* b = p.b + column;
+  constexpr int kRows = (kWidth == 16 && kVecs > 1 ? 24 : 12) / kVecs;
   int64_t i = 0;
-  auto block = [&](auto rows) {
-    product_block<decltype(rows)::value, kVecs>(p.a + i * p.a_row, p.a_row, p.a_col, b, p.b_row,
-                                                p.c + i * p.c_row + column, p.c_row, p.depth, p.accumulate);
-    i += decltype(rows)::value;
+  auto blocks = [&](auto rows, int64_t count) {
+    constexpr int kCount = decltype(rows)::value;
+    for (; count > 0; --count, i += kCount)
+      product_block<kCount, kVecs>(p.a + i * p.a_row, p.a_row, p.a_col, p.b + column, p.b_row,
+                                   p.c + i * p.c_row + column, p.c_row, p.depth, p.accumulate);
   };
-  while (p.rows - i >= 6) block(std::integral_constant<int, 6>{});
-  if (p.rows - i >= 4) block(std::integral_constant<int, 4>{});
-  if (p.rows - i >= 2) block(std::integral_constant<int, 2>{});
-  if (p.rows - i >= 1) block(std::integral_constant<int, 1>{});
+  const int64_t missing = (kRows - p.rows % kRows) % kRows, shorter = missing * (kRows - 1) <= p.rows ? missing : 0;
+  blocks(std::integral_constant<int, kRows>{}, (p.rows - shorter * (kRows - 1)) / kRows);
+  blocks(std::integral_constant<int, kRows - 1>{}, shorter);
+  blocks(std::integral_constant<int, 4>{}, (p.rows - i) / 4);  // too few rows for that
+  blocks(std::integral_constant<int, 1>{}, p.rows - i);
 }
 
 void product(const cxrl::Product& p) {
-  // 6 rows by 2 vectors fill the 16 registers of AVX2, by 4 the 32 of AVX-512.
-  constexpr int kVecs = kWidth == 16 ? 4 : 2;
-  int64_t column = 0;
-  for (; column + kVecs * kWidth <= p.columns; column += kVecs * kWidth) product_panel<kVecs>(p, column);
-  if constexpr (kVecs == 4) {
-    if (column + 2 * kWidth <= p.columns) product_panel<2>(p, column), column += 2 * kWidth;
+  constexpr int kMost = kWidth == 16 ? 4 : 3;  // vectors side by side
+  int64_t left = p.columns / kWidth, column = 0;
+  auto panel = [&](auto vecs) {
+    constexpr int kVecs = decltype(vecs)::value;
+    product_panel<kVecs>(p, column);
+    column += kVecs * kWidth;
+    left -= kVecs;
+  };
+  while (left > 0) {
+    // A single vector at the end would make its blocks wait for memory more than they compute.
+    if (left == kMost + 1 || left == kMost - 1) {
+      panel(std::integral_constant<int, kMost - 1>{});
+    } else if (left >= kMost) {
+      panel(std::integral_constant<int, kMost>{});
+    } else if (left >= 2) {
+      panel(std::integral_constant<int, 2>{});
+    } else {
+      panel(std::integral_constant<int, 1>{});
+    }
   }
-  if (column < p.columns) product_panel<1>(p, column);
 }
 
-// Lanes at or past `valid`, counted from this vector's start, become `filler`.
-inline Vec keep_valid(Vec v, int64_t valid, float filler) {
-  if (valid >= kWidth) return v;
-  float lanes[kWidth];
-  store(lanes, v);
-  for (int64_t i = valid > 0 ? valid : 0; i < kWidth; ++i) lanes[i] = filler;
-  return load(lanes);
+// Which lanes of the last vector of a row are columns: all ones there, else zero.
+inline IVec last_lanes(int64_t columns) {
+  IVec mask = {};
+  for (int64_t i = 0; i < kWidth; ++i) mask[i] = i < columns - (columns - 1) / kWidth * kWidth ? -1 : 0;
+  return mask;
+}
+
+// Calls body(j) for every vector of `columns`, then last(j) for the one that may reach past them.
+template <typename Body, typename Last>
+inline void for_row(int64_t columns, Body body, Last last) {
+  int64_t j = 0;
+  for (; j + kWidth < columns; j += kWidth) body(j);
+  last(j);
+}
+
+// Several rows at once: a row alone waits for its own maximum, exponentials and sum.
+template <int kGroup>
+inline void softmax_group(float* scores, int64_t columns, int64_t stride, Vec factor, IVec lanes, float* tops,
+                          float* denominators) {
+  Vec largest[kGroup], total[kGroup], offset[kGroup];
+  auto each = [](auto body) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kGroup; ++r) body(r);
+  };
+  auto at = [&](int r, int64_t j) { return scores + r * stride + j; };
+  each([&](int r) { largest[r] = splat(-3.0e38f), total[r] = Vec{}; });
+  for_row(
+      columns, [&](int64_t j) { each([&](int r) { largest[r] = max(largest[r], load(at(r, j)) * factor); }); },
+      [&](int64_t j) {
+        each([&](int r) { largest[r] = max(largest[r], select(lanes, load(at(r, j)) * factor, splat(-3.0e38f))); });
+      });
+  each([&](int r) { tops[r] = maximum(largest[r]), offset[r] = splat(-tops[r]); });
+  auto exponential = [&](int r, int64_t j) { return exp(fma(load(at(r, j)), factor, offset[r])); };
+  auto keep = [&](int r, int64_t j, Vec e) { store(at(r, j), e), total[r] += e; };
+  for_row(
+      columns, [&](int64_t j) { each([&](int r) { keep(r, j, exponential(r, j)); }); },
+      [&](int64_t j) { each([&](int r) { keep(r, j, select(lanes, exponential(r, j), Vec{})); }); });
+  each([&](int r) { denominators[r] = sum(total[r]), total[r] = splat(1.0f / denominators[r]); });
+  for (int64_t j = 0; j < columns; j += kWidth)
+    each([&](int r) { store(at(r, j), load(at(r, j)) * total[r]); });
 }
 
 void softmax_rows(float* scores, int64_t rows, int64_t columns, int64_t row_stride, float scale,
                   float* log_sum_exp) {
   const Vec factor = splat(scale);
-  const int64_t whole = columns / kWidth * kWidth;
+  const IVec lanes = last_lanes(columns);
   float tops[cxrl::kMaxRows];
-  for (int64_t r = 0; r < rows; ++r) {
-    float* s = scores + r * row_stride;
-    Vec largest = splat(-3.0e38f);
-    for (int64_t j = 0; j < whole; j += kWidth) largest = max(largest, load(s + j) * factor);
-    if (whole < columns)
-      largest = max(largest, keep_valid(load(s + whole) * factor, columns - whole, -3.0e38f));
-    const float top = maximum(largest);
-    const Vec offset = splat(-top);
-    Vec total = {};
-    for (int64_t j = 0; j < whole; j += kWidth) {
-      const Vec e = exp(fma(load(s + j), factor, offset));
-      store(s + j, e);
-      total += e;
-    }
-    if (whole < columns) {
-      const Vec e = keep_valid(exp(fma(load(s + whole), factor, offset)), columns - whole, 0.0f);
-      store(s + whole, e);
-      total += e;
-    }
-    const float denominator = sum(total);
-    const Vec inverse = splat(1.0f / denominator);
-    for (int64_t j = 0; j < columns; j += kWidth) store(s + j, load(s + j) * inverse);
-    tops[r] = top;
-    log_sum_exp[r] = denominator;
-  }
-  for (int64_t r = 0; r < rows; r += kWidth) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    softmax_group<4>(scores + r * row_stride, columns, row_stride, factor, lanes, tops + r, log_sum_exp + r);
+  for (; r < rows; ++r)
+    softmax_group<1>(scores + r * row_stride, columns, row_stride, factor, lanes, tops + r, log_sum_exp + r);
+  for (r = 0; r < rows; r += kWidth) {
     const int64_t count = rows - r < kWidth ? rows - r : kWidth;
     const Vec logs = log(load_partial(log_sum_exp + r, count));
     store_partial(log_sum_exp + r, load_partial(tops + r, count) + logs, count);
@@ -112,26 +141,42 @@ void softmax_rows(float* scores, int64_t rows, int64_t columns, int64_t row_stri
 
 void probability_rows(float* scores, int64_t rows, int64_t columns, int64_t row_stride, float scale,
                       const float* log_sum_exp) {
+  const IVec lanes = last_lanes(columns);
   for (int64_t r = 0; r < rows; ++r) {
     float* s = scores + r * row_stride;
     const Vec offset = splat(-log_sum_exp[r]);
-    for (int64_t j = 0; j < columns; j += kWidth)
-      store(s + j, keep_valid(exp(fma(load(s + j), splat(scale), offset)), columns - j, 0.0f));
+    auto probability = [&](int64_t j) { return exp(fma(load(s + j), splat(scale), offset)); };
+    for_row(
+        columns, [&](int64_t j) { store(s + j, probability(j)); },
+        [&](int64_t j) { store(s + j, select(lanes, probability(j), Vec{})); });
   }
+}
+
+template <int kGroup>
+inline void softmax_grad_group(const float* probability, float* grad, int64_t columns, int64_t stride, Vec scale) {
+  Vec total[kGroup] = {};
+  auto each = [](auto body) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kGroup; ++r) body(r);
+  };
+  for (int64_t j = 0; j < columns; j += kWidth)
+    each([&](int r) { total[r] = fma(load(probability + r * stride + j), load(grad + r * stride + j), total[r]); });
+  each([&](int r) { total[r] = splat(sum(total[r])); });
+  for (int64_t j = 0; j < columns; j += kWidth)
+    each([&](int r) {
+      const int64_t at = r * stride + j;
+      store(grad + at, load(probability + at) * (load(grad + at) - total[r]) * scale);
+    });
 }
 
 // grad holds d loss / d probability and becomes d loss / d (q · k).
 void softmax_grad_rows(const float* probability, float* grad, int64_t rows, int64_t columns, int64_t row_stride,
                        float scale) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* p = probability + r * row_stride;
-    float* g = grad + r * row_stride;
-    Vec total = {};
-    for (int64_t j = 0; j < columns; j += kWidth) total = fma(load(p + j), load(g + j), total);
-    const Vec mean = splat(sum(total));
-    for (int64_t j = 0; j < columns; j += kWidth)
-      store(g + j, load(p + j) * (load(g + j) - mean) * splat(scale));
-  }
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    softmax_grad_group<4>(probability + r * row_stride, grad + r * row_stride, columns, row_stride, splat(scale));
+  for (; r < rows; ++r)
+    softmax_grad_group<1>(probability + r * row_stride, grad + r * row_stride, columns, row_stride, splat(scale));
 }
 
 // The two halves of a and b interleaved: a0 b0 a1 b1 ... from the lower or the upper halves.

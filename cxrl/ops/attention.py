@@ -10,6 +10,7 @@ Shapes: q [B, H, N, D]; k, v [Bk, H, L, D]; extra [H, E, D], or [B·H, E, D] wit
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable
@@ -90,16 +91,18 @@ def attention(
     Raises:
         ValueError: A shape, dtype, device or index does not fit; the backend cannot run.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    device_type = q.device.type
+    if torch.is_autocast_enabled(device_type):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     check_attention(q, k, v, extra_k, extra_v, kv_index)
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    needs: tuple[str, ...] = ("float64",) if q.dtype == torch.float64 else ()
-    if q.shape[-1] > 160:
+    shape, dtype = q.shape, q.dtype
+    scale = 1.0 / math.sqrt(shape[3]) if scale is None else scale
+    needs: tuple[str, ...] = ("float64",) if dtype is torch.float64 else ()
+    if shape[3] > 160:
         needs += ("a head dimension above 160",)
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
-    case = attention_case(q.shape, num_keys, q.dtype)
-    chosen = _dispatch.select("attention", backend, q.device.type, needs, case)
+    case = (attention_case if torch.compiler.is_compiling() else _known_case)(shape, num_keys, dtype)
+    chosen = _dispatch.select("attention", backend, device_type, needs, case)
     if chosen in _PLAIN:
         return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
     keep = _dispatch.wants_grad(q, k, v, extra_k, extra_v)
@@ -119,6 +122,9 @@ def attention_case(shape: tuple[int, ...], num_keys: int, dtype: torch.dtype) ->
     if batch * heads * queries * num_keys * dim < LITTLE_WORK:
         kind = "little"
     return f"{kind}/{str(dtype).removeprefix('torch.')}/{max(8, 1 << (dim - 1).bit_length())}"
+
+
+_known_case = functools.lru_cache(maxsize=1024)(attention_case)
 
 
 def attention_sdpa(
@@ -235,10 +241,44 @@ _attention_op = _dispatch.CompiledOp(
 )
 
 
+def _extra_fits(
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+) -> bool:
+    if extra_k is None or extra_v is None:
+        return extra_k is extra_v
+    extra = extra_k.shape
+    return (
+        len(extra) == 3
+        and extra == extra_v.shape
+        and extra[2] == shape[3]
+        and extra[0] in (shape[1], shape[0] * shape[1])
+        and dtype is extra_k.dtype is extra_v.dtype
+        and extra_k.device == device == extra_v.device
+    )
+
+
 def check_attention(
     q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, kv_index: Tensor | None
 ) -> None:
     """Refuse arguments whose shape, dtype, device or index does not fit, naming the one that is wrong."""
+    shape, dtype, device, keys = q.shape, q.dtype, q.device, k.shape
+    if (
+        len(shape) == 4 == len(keys)
+        and dtype in ATTENTION_DTYPES
+        and dtype is k.dtype is v.dtype
+        and shape[:2] == keys[:2]
+        and shape[3] == keys[3]
+        and keys[2] > 0
+        and keys == v.shape
+        and k.device == device == v.device
+        and kv_index is None
+        and _extra_fits(shape, dtype, device, extra_k, extra_v)
+    ):
+        return  # the usual call, in a few microseconds
     if q.ndim != 4 or q.dtype not in ATTENTION_DTYPES:
         raise ValueError(f"attention: q must be floating [B, H, N, D], got {q.dtype} {tuple(q.shape)}")
     batch, heads, _, dim = q.shape

@@ -36,12 +36,12 @@ def unavailable(op: str, device_type: str) -> str | None:
     return None if device_type == "cpu" else f"it needs CPU tensors, these are on {device_type}"
 
 
-def _describe(t: Tensor) -> Description | None:
+def _describe(t: Tensor, row_size: int) -> Description | None:
     """(address, dtype, row stride, channels if channels last else 0), or None if a row is not dense."""
     if t.is_contiguous():
-        return t.data_ptr(), _DTYPE_CODES[t.dtype], t.stride(0), 0
+        return t.data_ptr(), _DTYPE_CODES[t.dtype], row_size, 0
     shape, stride = t.shape, t.stride()
-    if t.numel() == 0 or shape[1:].numel() == 1:
+    if t.numel() == 0 or row_size == 1:
         return t.data_ptr(), _DTYPE_CODES[t.dtype], stride[0], 0
     if t[0].is_contiguous():
         return t.data_ptr(), _DTYPE_CODES[t.dtype], stride[0], 0
@@ -50,28 +50,31 @@ def _describe(t: Tensor) -> Description | None:
     return None
 
 
-def _operand(t: Tensor | None, keep: list[Tensor]) -> Description | None:
+def _operand(t: Tensor | None, row_size: int, keep: list[Tensor]) -> Description | None:
     """The description of ``t``, or of a dense copy that ``keep`` holds alive."""
     if t is None:
         return None
-    description = _describe(t)
+    description = _describe(t, row_size)
     if description is None:
         copy = t.contiguous()
         keep.append(copy)
-        description = _describe(copy)
+        description = _describe(copy, row_size)
     return description
 
 
 def _table(table_rows: Tensor, keep: list[Tensor]) -> tuple[int, int]:
-    if table_rows.stride(1) != 1:
+    row, column = table_rows.stride()
+    if column != 1:
         table_rows = table_rows.contiguous()
         keep.append(table_rows)
-    return table_rows.data_ptr(), table_rows.stride(0)
+        row = 3
+    return table_rows.data_ptr(), row
 
 
 def _size(t: Tensor) -> tuple[int, int]:
-    shape = t.shape
-    return shape[0], shape[1:].numel()
+    """Rows and the elements of one."""
+    batch = t.shape[0]
+    return batch, t.numel() // batch if batch else 0
 
 
 def trajectory_log_prob(
@@ -84,14 +87,16 @@ def trajectory_log_prob(
     out: Tensor,
 ) -> None:
     keep: list[Tensor] = []
+    batch, size = _size(x_t)
     _C.trajectory_log_prob(
-        _operand(cond, keep),
-        _operand(uncond, keep),
+        _operand(cond, size, keep),
+        _operand(uncond, size, keep),
         guidance,
-        _operand(x_t, keep),
-        _operand(x_prev, keep),
+        _operand(x_t, size, keep),
+        _operand(x_prev, size, keep),
         *_table(table_rows, keep),
-        *_size(x_t),
+        batch,
+        size,
         out.data_ptr(),
     )
 
@@ -107,18 +112,20 @@ def trajectory_log_prob_backward(
     out: tuple[Tensor, Tensor],
 ) -> None:
     keep: list[Tensor] = []
+    batch, size = _size(x_t)
     _C.trajectory_log_prob_backward(
         grad.data_ptr(),
-        grad.stride(0),
-        _operand(cond, keep),
-        _operand(uncond, keep),
+        grad.stride()[0],
+        _operand(cond, size, keep),
+        _operand(uncond, size, keep),
         guidance,
-        _operand(x_t, keep),
-        _operand(x_prev, keep),
+        _operand(x_t, size, keep),
+        _operand(x_prev, size, keep),
         *_table(table_rows, keep),
-        *_size(x_t),
-        _describe(out[0]),
-        None if uncond is None else _describe(out[1]),
+        batch,
+        size,
+        _describe(out[0], size),
+        None if uncond is None else _describe(out[1], size),
     )
 
 
@@ -132,16 +139,18 @@ def denoise_step(
     out: tuple[Tensor, Tensor],
 ) -> None:
     keep: list[Tensor] = []
+    batch, size = _size(x_t)
     x_prev, log_prob = out
     _C.denoise_step(
-        _operand(cond, keep),
-        _operand(uncond, keep),
+        _operand(cond, size, keep),
+        _operand(uncond, size, keep),
         guidance,
-        _operand(x_t, keep),
-        _operand(noise, keep),
+        _operand(x_t, size, keep),
+        _operand(noise, size, keep),
         *_table(table_rows, keep),
-        *_size(x_t),
-        _describe(x_prev),
+        batch,
+        size,
+        _describe(x_prev, size),
         log_prob.data_ptr(),
     )
 

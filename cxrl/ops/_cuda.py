@@ -110,17 +110,19 @@ def trajectory_log_prob(
     out: Tensor,
 ) -> None:
     keep: list[Tensor] = []
+    batch, size = _size(x_t)
     with _on(x_t):
         call = _call(x_t)
         _cpp._C.cuda.trajectory_log_prob(
             *call,
-            _operand(cond, keep),
-            _operand(uncond, keep),
+            _operand(cond, size, keep),
+            _operand(uncond, size, keep),
             guidance,
-            _operand(x_t, keep),
-            _operand(x_prev, keep),
+            _operand(x_t, size, keep),
+            _operand(x_prev, size, keep),
             *_table(table_rows, keep),
-            *_size(x_t),
+            batch,
+            size,
             *_row_sums(x_t, call[1], keep),
             out.data_ptr(),
         )
@@ -137,20 +139,22 @@ def trajectory_log_prob_backward(
     out: tuple[Tensor, Tensor],
 ) -> None:
     keep: list[Tensor] = []
+    batch, size = _size(x_t)
     with _on(x_t):
         _cpp._C.cuda.trajectory_log_prob_backward(
             *_call(x_t),
             grad.data_ptr(),
             grad.stride(0),
-            _operand(cond, keep),
-            _operand(uncond, keep),
+            _operand(cond, size, keep),
+            _operand(uncond, size, keep),
             guidance,
-            _operand(x_t, keep),
-            _operand(x_prev, keep),
+            _operand(x_t, size, keep),
+            _operand(x_prev, size, keep),
             *_table(table_rows, keep),
-            *_size(x_t),
-            _describe(out[0]),
-            None if uncond is None else _describe(out[1]),
+            batch,
+            size,
+            _describe(out[0], size),
+            None if uncond is None else _describe(out[1], size),
         )
 
 
@@ -164,20 +168,22 @@ def denoise_step(
     out: tuple[Tensor, Tensor],
 ) -> None:
     keep: list[Tensor] = []
+    batch, size = _size(x_t)
     x_prev, log_prob = out
     with _on(x_t):
         call = _call(x_t)
         _cpp._C.cuda.denoise_step(
             *call,
-            _operand(cond, keep),
-            _operand(uncond, keep),
+            _operand(cond, size, keep),
+            _operand(uncond, size, keep),
             guidance,
-            _operand(x_t, keep),
-            _operand(noise, keep),
+            _operand(x_t, size, keep),
+            _operand(noise, size, keep),
             *_table(table_rows, keep),
-            *_size(x_t),
+            batch,
+            size,
             *_row_sums(x_t, call[1], keep),
-            _describe(x_prev),
+            _describe(x_prev, size),
             log_prob.data_ptr(),
         )
 

@@ -225,6 +225,10 @@ def forget_choices() -> None:
     provider.cache_clear()
 
 
+# What needs no dispatcher: a subclass of Tensor may want to see the call.
+_PLAIN_ARGUMENTS = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str}
+
+
 def _watched() -> bool:
     """Whether something watches the dispatcher, so that going around it would be noticed."""
     return bool(
@@ -284,16 +288,9 @@ class CompiledOp:
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.overload(*args)
-        recording = False
-        for argument in args:
-            kind = type(argument)
-            if kind is Tensor or kind is torch.nn.Parameter:
-                recording = recording or argument.requires_grad
-            elif isinstance(argument, Tensor):
-                return self.overload(*args)
-        if _watched():
+        if not _PLAIN_ARGUMENTS.issuperset(map(type, args)) or _watched():
             return self.overload(*args)
-        return self._record(*args) if recording and torch.is_grad_enabled() else self.kernel(*args)
+        return self._record(*args) if wants_grad(*args) else self.kernel(*args)
 
 
 def _eager_function(
@@ -325,7 +322,10 @@ def _eager_function(
 
 def wants_grad(*args: Any) -> bool:
     """Whether autograd would record an op on ``args``."""
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    for argument in args:
+        if isinstance(argument, Tensor) and argument.requires_grad:
+            return torch.is_grad_enabled()
+    return False
 
 
 def empty_dense_like(t: Tensor) -> Tensor:

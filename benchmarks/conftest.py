@@ -12,7 +12,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ MIN_SECONDS = 0.8
 MAX_ROUNDS = 400
 
 Compare = Callable[..., dict[str, float]]
+FastestCompiled = Callable[..., Callable[[], object]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +44,9 @@ def _calibrate() -> float:
     return time.perf_counter() - start
 
 
-def interleave(functions: Mapping[str, Callable[[], object]], device: str) -> dict[str, list[float]]:
+def interleave(
+    functions: Mapping[str, Callable[[], object]], device: str, min_seconds: float = MIN_SECONDS
+) -> dict[str, list[float]]:
     """Seconds of every callable, round by round; on a GPU until it has done."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for function in functions.values():
@@ -53,7 +56,7 @@ def interleave(functions: Mapping[str, Callable[[], object]], device: str) -> di
     rounds: list[tuple[float, dict[str, float]]] = []
     order, draw = list(functions), random.Random(0)
     began = time.perf_counter()
-    while len(rounds) < MAX_ROUNDS and (time.perf_counter() - began < MIN_SECONDS or len(rounds) < 5):
+    while len(rounds) < MAX_ROUNDS and (time.perf_counter() - began < min_seconds or len(rounds) < 5):
         calibration, times = _calibrate(), {}
         draw.shuffle(order)
         for name in order:
@@ -75,6 +78,27 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         torch.set_default_device(request.param)
     yield request.param
     torch.set_default_device(None)
+
+
+@pytest.fixture
+def fastest_compiled(device: str) -> FastestCompiled:
+    """``fastest_compiled(step, function, variants)``: ``step(function)`` with the function compiled.
+
+    ``step`` makes the timed callable of a function. ``variants`` are arguments of ``torch.compile``: the
+    fastest here is taken, since code for any shape is at times faster than code for one.
+    """
+
+    def choose(
+        step: Callable[[Callable[..., Any]], Callable[[], object]],
+        function: Callable[..., Any],
+        variants: Sequence[Mapping[str, Any]] = ({"dynamic": False}, {"dynamic": True}),
+    ) -> Callable[[], object]:
+        torch.compiler.reset()  # else what earlier shapes compiled decides
+        steps = {str(i): step(torch.compile(function, **options)) for i, options in enumerate(variants)}
+        times = interleave(steps, device, min_seconds=0.1)
+        return steps[min(times, key=lambda name: statistics.median(times[name]))]
+
+    return choose
 
 
 @pytest.fixture

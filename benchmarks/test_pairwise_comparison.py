@@ -1,12 +1,10 @@
 """``pairwise_comparison`` against eager PyTorch and ``torch.compile``, which check nothing.
 
 Forward in every form, and backward to the rewards where there is one.
-``torch.compile`` gets all threads or one, as suits it: its code for this op meets at many barriers.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,21 +14,8 @@ import torch
 from cxrl.ops import pairwise_comparison
 from cxrl.ops.pairwise_comparison import pairwise_comparison_reference
 
-Step = Callable[[], object]
-
-
-def fastest_compiled(step: Callable[[Callable[..., Any]], Step]) -> Step:
-    """The step with the reference compiled for all threads or for one."""
-    seconds = {}
-    for options in ({}, {"cpp.threads": 1}):
-        compiled = step(torch.compile(pairwise_comparison_reference, options=options))
-        for _ in range(3):
-            compiled()
-        start = time.perf_counter()
-        for _ in range(5):
-            compiled()
-        seconds[compiled] = time.perf_counter() - start
-    return min(seconds, key=seconds.__getitem__)
+# Compiled code for this op meets at many barriers: one thread may be faster.
+THREADS = ({}, {"options": {"cpp.threads": 1}})
 
 
 @pytest.mark.parametrize(
@@ -43,14 +28,16 @@ def fastest_compiled(step: Callable[[Callable[..., Any]], Step]) -> Step:
         ("bradley_terry", True),
     ],
 )
-def test_pairwise_comparison(compare: Callable[..., Any], form: str, backward: bool) -> None:
+def test_pairwise_comparison(
+    compare: Callable[..., Any], fastest_compiled: Callable[..., Any], form: str, backward: bool
+) -> None:
     n, p, m, k = 4096, 256, 8, 3
     rewards, anchors, weights = torch.randn(n, k), torch.randn(p, m, k), torch.ones(k)
     prompt = torch.randint(p, (n,))
     grad = torch.randn(n)
     rewards.requires_grad_(backward)
 
-    def step(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Step:
+    def step(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], object]:
         def run() -> object:
             score, win_rate = function(rewards, anchors, prompt, weights, form)
             return torch.autograd.grad(score, rewards, grad) if backward else (score, win_rate)
@@ -63,7 +50,7 @@ def test_pairwise_comparison(compare: Callable[..., Any], form: str, backward: b
         {
             "auto": step(pairwise_comparison),
             "eager": step(pairwise_comparison_reference),
-            "compile": fastest_compiled(step),
+            "compile": fastest_compiled(step, pairwise_comparison_reference, THREADS),
         },
         num_bytes=4 * (n * k + p * m * k + n) + 8 * n,
         flops=n * m * k * 4,

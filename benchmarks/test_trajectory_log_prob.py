@@ -17,14 +17,19 @@ from cxrl.ops.trajectory_log_prob import trajectory_log_prob_reference
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize(("batch", "size"), [(8, 8), (96, 8), (8, 16), (64, 16), (8, 64), (32, 64)])
-def test_trajectory_log_prob(compare: Callable[..., Any], batch: int, size: int, guidance: float) -> None:
+def test_trajectory_log_prob(
+    compare: Callable[..., Any],
+    fastest_compiled: Callable[..., Any],
+    batch: int,
+    size: int,
+    guidance: float,
+) -> None:
     shape = (batch, 4, size, size)
     outputs = [torch.randn(shape, requires_grad=True) for _ in range(1 if guidance == 1.0 else 2)]
     cond, uncond = outputs if len(outputs) == 2 else (outputs[0], None)
     x_t, x_prev = torch.randn(shape), torch.randn(shape)
     rows = torch.tensor([0.9, 0.3, 0.2]).expand(batch, 3).contiguous()
     grad = torch.randn(batch)
-    compiled = torch.compile(trajectory_log_prob_reference)
 
     def step(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(cond, uncond, guidance, x_t, x_prev, rows), outputs, grad)
@@ -35,7 +40,7 @@ def test_trajectory_log_prob(compare: Callable[..., Any], batch: int, size: int,
         {
             "auto": step(trajectory_log_prob),
             "eager": step(trajectory_log_prob_reference),
-            "compile": step(compiled),
+            "compile": fastest_compiled(step, trajectory_log_prob_reference),
         },
         num_bytes=4 * x_t.numel() * (4 + 3 * len(outputs)),
         flops=x_t.numel() * (8 + 4 * len(outputs)),

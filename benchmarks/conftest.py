@@ -93,6 +93,7 @@ def fastest_compiled(device: str) -> FastestCompiled:
         function: Callable[..., Any],
         variants: Sequence[Mapping[str, Any]] = ({"dynamic": False}, {"dynamic": True}),
     ) -> Callable[[], object]:
+        torch.set_default_device(None)  # as in compare
         torch.compiler.reset()  # else what earlier shapes compiled decides
         steps = {str(i): step(torch.compile(function, **options)) for i, options in enumerate(variants)}
         times = interleave(steps, device, min_seconds=0.1)

@@ -1,6 +1,6 @@
-"""``pairwise_comparison`` against eager PyTorch and ``torch.compile``, which check nothing.
+"""``pairwise_comparison`` forward in every form, and backward where there is one; ``group_win_rate``.
 
-Forward in every form, and backward to the rewards where there is one.
+Against eager PyTorch and ``torch.compile``, which check nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cxrl.ops import pairwise_comparison
+from cxrl.ops import group_win_rate, pairwise_comparison
 from cxrl.ops.pairwise_comparison import pairwise_comparison_reference
 
 # Compiled code for this op meets at many barriers: one thread may be faster.
@@ -54,4 +54,31 @@ def test_pairwise_comparison(
         },
         num_bytes=4 * (n * k + p * m * k + n) + 8 * n,
         flops=n * m * k * 4,
+    )
+
+
+def test_group_win_rate(compare: Callable[..., Any], fastest_compiled: Callable[..., Any]) -> None:
+    p, size, k = 64, 16, 3
+    rewards, prompt = torch.randn(p * size, k), torch.arange(p).repeat_interleave(size)
+
+    def stock(rewards: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        # The best that eager PyTorch has: it knows that groups are equal and in order, which the op does not.
+        own, other = rewards.view(p, size, 1, k), rewards.view(p, 1, size, k)
+        beaten = (own > other).to(rewards.dtype) + 0.5 * (own == other).to(rewards.dtype)
+        return ((beaten.sum(2) - 0.5) / (size - 1)).view(-1, k)
+
+    def step(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        return lambda: function(rewards, prompt)
+
+    torch.testing.assert_close(stock(rewards, prompt), group_win_rate(rewards, prompt))
+    compare(
+        "group_win_rate",
+        f"N={p * size} P={p} K={k}",
+        {
+            "auto": step(group_win_rate),
+            "eager": step(stock),
+            "compile": fastest_compiled(step, stock, THREADS),
+        },
+        num_bytes=4 * 2 * p * size * k + 8 * p * size,
+        flops=p * size * size * k * 2,
     )

@@ -1,5 +1,6 @@
-// cxrl._C: the ops on raw addresses. Nothing here knows torch, so one module serves every torch version; the Python
-// side (cxrl/ops/_cpp.py) checks shapes and dtypes and keeps the tensors alive for the duration of a call.
+// cxrl._C: the ops on raw addresses. Nothing here knows torch, so one module serves every torch version; the
+// Python side (cxrl/ops/_cpp.py) checks shapes and dtypes and keeps the tensors alive for the duration of a
+// call.
 #include <pybind11/pybind11.h>
 
 #include "common/describe.h"
@@ -11,9 +12,9 @@ namespace {
 
 using cxrl::Address, cxrl::at, cxrl::attention_inputs, cxrl::attention_view, cxrl::operand;
 
-void trajectory_log_prob(const py::object& cond, const py::object& uncond, float guidance, const py::object& x_t,
-                         const py::object& x_prev, Address table, int64_t table_stride, int64_t batch,
-                         int64_t row_size, Address log_prob) {
+void trajectory_log_prob(const py::object& cond, const py::object& uncond, float guidance,
+                         const py::object& x_t, const py::object& x_prev, Address table, int64_t table_stride,
+                         int64_t batch, int64_t row_size, Address log_prob) {
   const auto c = operand(cond), u = operand(uncond), x = operand(x_t), p = operand(x_prev);
   py::gil_scoped_release release;
   cxrl::trajectory_log_prob_cpu(c, u, guidance, x, p, at<float>(table), table_stride, {batch, row_size},
@@ -22,8 +23,9 @@ void trajectory_log_prob(const py::object& cond, const py::object& uncond, float
 
 void trajectory_log_prob_backward(Address grad, int64_t grad_stride, const py::object& cond,
                                   const py::object& uncond, float guidance, const py::object& x_t,
-                                  const py::object& x_prev, Address table, int64_t table_stride, int64_t batch,
-                                  int64_t row_size, const py::object& grad_cond, const py::object& grad_uncond) {
+                                  const py::object& x_prev, Address table, int64_t table_stride,
+                                  int64_t batch, int64_t row_size, const py::object& grad_cond,
+                                  const py::object& grad_uncond) {
   const auto c = operand(cond), u = operand(uncond), x = operand(x_t), p = operand(x_prev);
   const auto gc = operand(grad_cond), gu = operand(grad_uncond);
   py::gil_scoped_release release;
@@ -32,9 +34,10 @@ void trajectory_log_prob_backward(Address grad, int64_t grad_stride, const py::o
 }
 
 void denoise_step(const py::object& cond, const py::object& uncond, float guidance, const py::object& x_t,
-                  const py::object& noise, Address table, int64_t table_stride, int64_t batch, int64_t row_size,
-                  const py::object& x_prev, Address log_prob) {
-  const auto c = operand(cond), u = operand(uncond), x = operand(x_t), z = operand(noise), p = operand(x_prev);
+                  const py::object& noise, Address table, int64_t table_stride, int64_t batch,
+                  int64_t row_size, const py::object& x_prev, Address log_prob) {
+  const auto c = operand(cond), u = operand(uncond), x = operand(x_t), z = operand(noise),
+             p = operand(x_prev);
   py::gil_scoped_release release;
   cxrl::denoise_step_cpu(c, u, guidance, x, z, at<float>(table), table_stride, {batch, row_size}, p,
                          at<float>(log_prob));
@@ -42,24 +45,27 @@ void denoise_step(const py::object& cond, const py::object& uncond, float guidan
 
 void pairwise_comparison(Address rewards, Address anchors, Address prompt, Address weights, Address min_std,
                          int form, float temperature, int64_t num_samples, int64_t num_prompts,
-                         int64_t num_anchors, int64_t num_rewards, Address score, Address win_rate, Address slope) {
+                         int64_t num_anchors, int64_t num_rewards, Address score, Address win_rate,
+                         Address slope) {
   py::gil_scoped_release release;
-  cxrl::pairwise_comparison_cpu(at<float>(rewards), at<float>(anchors), at<int64_t>(prompt), at<float>(weights),
-                                at<float>(min_std), static_cast<cxrl::Form>(form), temperature,
-                                {num_samples, num_prompts, num_anchors, num_rewards}, at<float>(score),
-                                at<float>(win_rate), at<float>(slope));
+  cxrl::pairwise_comparison_cpu(at<float>(rewards), at<float>(anchors), at<int64_t>(prompt),
+                                at<float>(weights), at<float>(min_std), static_cast<cxrl::Form>(form),
+                                temperature, {num_samples, num_prompts, num_anchors, num_rewards},
+                                at<float>(score), at<float>(win_rate), at<float>(slope));
 }
 
 void pairwise_comparison_backward(Address grad_score, int64_t grad_stride, Address weights, Address slope,
                                   int64_t num_samples, int64_t num_rewards, Address grad_rewards) {
   py::gil_scoped_release release;
-  cxrl::pairwise_comparison_backward_cpu(at<float>(grad_score), grad_stride, at<float>(weights), at<float>(slope),
-                                         num_samples, num_rewards, at<float>(grad_rewards));
+  cxrl::pairwise_comparison_backward_cpu(at<float>(grad_score), grad_stride, at<float>(weights),
+                                         at<float>(slope), num_samples, num_rewards, at<float>(grad_rewards));
 }
 
-void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_t num_rewards, Address win_rate) {
+void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_t num_rewards,
+                    Address win_rate) {
   py::gil_scoped_release release;
-  cxrl::group_win_rate_cpu(at<float>(rewards), at<int64_t>(prompt), num_samples, num_rewards, at<float>(win_rate));
+  cxrl::group_win_rate_cpu(at<float>(rewards), at<int64_t>(prompt), num_samples, num_rewards,
+                           at<float>(win_rate));
 }
 
 void attention(const py::tuple& inputs, Address kv_index, float scale, const py::tuple& shape,

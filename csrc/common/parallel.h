@@ -1,5 +1,5 @@
-// One parallel loop. Work is cut into units whose size does not depend on the number of threads, so results do not
-// either.
+// One parallel loop. Work is cut into units whose size does not depend on the number of threads, so results
+// do not either.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@
 
 namespace cxrl {
 
-constexpr int64_t kSerialWork = 1 << 15;  // below this many elements starting threads costs more than it saves
+constexpr int64_t kSerialWork =
+    1 << 15;  // below this many elements starting threads costs more than it saves
 
 template <typename Body>
 void parallel_for(int64_t num_units, int64_t work, Body body) {

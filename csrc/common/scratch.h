@@ -14,9 +14,9 @@ struct FreeAligned {
 };
 using AlignedFloats = std::unique_ptr<float[], FreeAligned>;
 
-// Buffers that start on a cache line, so that no vector of a product's right side crosses one. Small ones stay with the
-// thread for its next unit: given back, they can make the C library trim its heap, and then every call takes its pages
-// from the system again.
+// Buffers that start on a cache line, so that no vector of a product's right side crosses one. Small ones
+// stay with the thread for its next unit: given back, they can make the C library trim its heap, and then
+// every call takes its pages from the system again.
 template <int kSlots>
 class Scratch {
  public:
@@ -35,7 +35,8 @@ class Scratch {
   static constexpr int64_t kKept = 1 << 15;  // floats of a slot
 #endif
   static AlignedFloats allocate(int64_t size) {
-    return AlignedFloats(static_cast<float*>(::operator new(static_cast<size_t>(size) * sizeof(float), kCacheLine)));
+    return AlignedFloats(
+        static_cast<float*>(::operator new(static_cast<size_t>(size) * sizeof(float), kCacheLine)));
   }
   AlignedFloats large_[kSlots];
 };

@@ -1,6 +1,7 @@
-// attention: for every head the keys and values (and the extra segment, behind them) are packed into a scratch that
-// stays in cache, then blocks of queries run through two small products with a softmax between. Made for
-// cross-attention, where the keys are few; correct for any number. The formulas are in cxrl/ops/attention.py.
+// attention: for every head the keys and values (and the extra segment, behind them) are packed into a
+// scratch that stays in cache, then blocks of queries run through two small products with a softmax between.
+// Made for cross-attention, where the keys are few; correct for any number. The formulas are in
+// cxrl/ops/attention.py.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -16,13 +17,25 @@ namespace {
 constexpr int64_t kQueryBlock = 64;
 static_assert(kQueryBlock <= kMaxRows, "softmax_rows takes a block at once");
 
-enum Slot { kKeys, kKeysT, kValues, kValuesT, kGradKeys, kGradValues, kScores, kGradScores, kQuery, kGrad, kResult };
+enum Slot {
+  kKeys,
+  kKeysT,
+  kValues,
+  kValuesT,
+  kGradKeys,
+  kGradValues,
+  kScores,
+  kGradScores,
+  kQuery,
+  kGrad,
+  kResult
+};
 using UnitScratch = Scratch<kResult + 1>;
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-void load_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim, float* dst,
-               int64_t dst_row) {
+void load_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first, int64_t count, int64_t dim,
+               float* dst, int64_t dst_row) {
   for (int64_t n = 0; n < count; ++n)
     kernels().load(view.row(b, h, first + n), view.dtype, 1, dim, dst + n * dst_row);
 }
@@ -33,8 +46,8 @@ void store_rows(const AttentionView& view, int64_t b, int64_t h, int64_t first, 
     kernels().store(src + n * src_row, dim, view.row(b, h, first + n), view.dtype, 1);
 }
 
-// Rows as the products want them, `stride` apart and padded to whole vectors: the tensor's own memory where it is
-// that already, else a converted copy.
+// Rows as the products want them, `stride` apart and padded to whole vectors: the tensor's own memory where
+// it is that already, else a converted copy.
 struct Rows {
   float* data;
   int64_t stride;
@@ -83,8 +96,8 @@ struct Packed {
 void check_index(const AttentionInputs& in) {
   for (int64_t b = 0; in.kv_index && b < in.shape.batch; ++b) {
     if (in.kv_index[b] < 0 || in.kv_index[b] >= in.shape.kv_batch)
-      throw std::invalid_argument("attention: kv_index[" + std::to_string(b) + "] = " +
-                                  std::to_string(in.kv_index[b]) + ", expected 0 to " +
+      throw std::invalid_argument("attention: kv_index[" + std::to_string(b) +
+                                  "] = " + std::to_string(in.kv_index[b]) + ", expected 0 to " +
                                   std::to_string(in.shape.kv_batch - 1));
   }
 }
@@ -120,28 +133,34 @@ void attention_cpu(const AttentionInputs& in, AttentionView out, Saved saved) {
       const Rows q = rows_of(in.q, b, h, first, count, s.dim, scratch, kQuery);
       const int64_t query_row = unit * s.queries + first;
       float* scores = saved.row ? saved.data + query_row * row : own_scores;
-      kernel.product({q.data, q.stride, 1, keys.transposed, columns, scores, row, count, columns, s.dim, false});
-      kernel.softmax_rows(scores, count, keys.total, row, in.scale, saved.row ? denominators : saved.data + query_row);
+      kernel.product(
+          {q.data, q.stride, 1, keys.transposed, columns, scores, row, count, columns, s.dim, false});
+      kernel.softmax_rows(scores, count, keys.total, row, in.scale,
+                          saved.row ? denominators : saved.data + query_row);
       const Rows o = direct ? own_rows(out, b, h, first) : Rows{result, width};
-      kernel.product({scores, row, 1, values.rows, width, o.data, o.stride, count, width, values.total, false});
+      kernel.product(
+          {scores, row, 1, values.rows, width, o.data, o.stride, count, width, values.total, false});
       if (!direct) store_rows(out, b, h, first, count, s.dim, o.data, o.stride);
     }
   });
 }
 
-void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, Saved saved, AttentionView grad_q,
-                            AttentionView grad_k, AttentionView grad_v, AttentionView grad_extra_k,
-                            AttentionView grad_extra_v) {
+void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, Saved saved,
+                            AttentionView grad_q, AttentionView grad_k, AttentionView grad_v,
+                            AttentionView grad_extra_k, AttentionView grad_extra_v) {
   check_index(in);
   const AttentionShape& s = in.shape;
   const Kernels& kernel = kernels();
-  // One unit owns a row of k and v and adds up all queries that attend to it, in order: no race, and the same sum
-  // whatever the number of threads. The shared extra segment gets one part from every unit, added up at the end.
+  // One unit owns a row of k and v and adds up all queries that attend to it, in order: no race, and the same
+  // sum whatever the number of threads. The shared extra segment gets one part from every unit, added up at
+  // the end.
   std::vector<std::vector<int64_t>> members(static_cast<size_t>(s.kv_batch));
-  for (int64_t b = 0; b < s.batch; ++b) members[static_cast<size_t>(in.kv_index ? in.kv_index[b] : b)].push_back(b);
+  for (int64_t b = 0; b < s.batch; ++b)
+    members[static_cast<size_t>(in.kv_index ? in.kv_index[b] : b)].push_back(b);
   const bool shared_extra = grad_extra_k && grad_extra_k.batch_stride == 0;
   const int64_t padded_dim = round_up(s.dim, kernel.width), extra_size = s.extra_keys * padded_dim;
-  std::vector<float> parts(static_cast<size_t>(shared_extra ? 2 * s.kv_batch * s.heads * extra_size : 0), 0.0f);
+  std::vector<float> parts(static_cast<size_t>(shared_extra ? 2 * s.kv_batch * s.heads * extra_size : 0),
+                           0.0f);
 
   parallel_for(s.kv_batch * s.heads, 3 * work(s), [&](int64_t unit) {
     const int64_t kv = unit / s.heads, h = unit % s.heads;
@@ -181,13 +200,13 @@ void attention_backward_cpu(const AttentionInputs& in, AttentionView grad_out, S
         kernel.product({grad.data, grad.stride, 1, values.transposed, columns, grad_scores, row, count,
                         columns, s.dim, false});
         kernel.softmax_grad_rows(probability, grad_scores, count, total, row, in.scale);
-        kernel.product({grad_scores, row, 1, keys.rows, padded_dim, to_query.data, to_query.stride,
-                        count, padded_dim, total, false});
+        kernel.product({grad_scores, row, 1, keys.rows, padded_dim, to_query.data, to_query.stride, count,
+                        padded_dim, total, false});
         if (!direct) store_rows(grad_q, b, h, first, count, s.dim, to_query.data, to_query.stride);
-        kernel.product({grad_scores, 1, row, query.data, query.stride, grad_keys, padded_dim,
-                        total, padded_dim, count, true});
-        kernel.product({probability, 1, row, grad.data, grad.stride, grad_values, padded_dim,
-                        total, padded_dim, count, true});
+        kernel.product({grad_scores, 1, row, query.data, query.stride, grad_keys, padded_dim, total,
+                        padded_dim, count, true});
+        kernel.product({probability, 1, row, grad.data, grad.stride, grad_values, padded_dim, total,
+                        padded_dim, count, true});
       }
       float* extra[2] = {grad_keys + s.keys * padded_dim, grad_values + s.keys * padded_dim};
       if (!grad_extra_k || shared_extra) continue;

@@ -1,5 +1,5 @@
-// Inner loops of attention: a small matrix product and the row-wise softmax, forward and backward. Included by
-// kernels.cpp only.
+// Inner loops of attention: a small matrix product and the row-wise softmax, forward and backward. Included
+// by kernels.cpp only.
 #pragma once
 
 #include <type_traits>
@@ -12,8 +12,8 @@ namespace {
 
 // c[kRows, kVecs * width] (+)= a[kRows, depth] · b[depth, kVecs * width], all of c in registers.
 template <int kRows, int kVecs>
-inline void product_block(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row, float* c,
-                          int64_t c_row, int64_t depth, bool accumulate) {
+inline void product_block(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
+                          float* c, int64_t c_row, int64_t depth, bool accumulate) {
   Vec total[kRows][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
@@ -38,8 +38,8 @@ inline void product_block(const float* a, int64_t a_row, int64_t a_col, const fl
   }
 }
 
-// The columns of kVecs vectors: blocks that fill the registers, 16 of AVX2 or 32 of AVX-512, with sums enough to
-// hide the latency of an fma. Rows that do not divide are spread over blocks one row shorter.
+// The columns of kVecs vectors: blocks that fill the registers, 16 of AVX2 or 32 of AVX-512, with sums enough
+// to hide the latency of an fma. Rows that do not divide are spread over blocks one row shorter.
 template <int kVecs>
 inline void product_panel(const cxrl::Product& p, int64_t column) {
   constexpr int kRows = (kWidth == 16 && kVecs > 1 ? 24 : 12) / kVecs;
@@ -50,7 +50,8 @@ inline void product_panel(const cxrl::Product& p, int64_t column) {
       product_block<kCount, kVecs>(p.a + i * p.a_row, p.a_row, p.a_col, p.b + column, p.b_row,
                                    p.c + i * p.c_row + column, p.c_row, p.depth, p.accumulate);
   };
-  const int64_t missing = (kRows - p.rows % kRows) % kRows, shorter = missing * (kRows - 1) <= p.rows ? missing : 0;
+  const int64_t missing = (kRows - p.rows % kRows) % kRows;
+  const int64_t shorter = missing * (kRows - 1) <= p.rows ? missing : 0;
   blocks(std::integral_constant<int, kRows>{}, (p.rows - shorter * (kRows - 1)) / kRows);
   blocks(std::integral_constant<int, kRows - 1>{}, shorter);
   blocks(std::integral_constant<int, 4>{}, (p.rows - i) / 4);  // too few rows for that
@@ -107,9 +108,12 @@ inline void softmax_group(float* scores, int64_t columns, int64_t stride, Vec fa
   auto at = [&](int r, int64_t j) { return scores + r * stride + j; };
   each([&](int r) { largest[r] = splat(-3.0e38f), total[r] = Vec{}; });
   for_row(
-      columns, [&](int64_t j) { each([&](int r) { largest[r] = max(largest[r], load(at(r, j)) * factor); }); },
+      columns,
+      [&](int64_t j) { each([&](int r) { largest[r] = max(largest[r], load(at(r, j)) * factor); }); },
       [&](int64_t j) {
-        each([&](int r) { largest[r] = max(largest[r], select(lanes, load(at(r, j)) * factor, splat(-3.0e38f))); });
+        each([&](int r) {
+          largest[r] = max(largest[r], select(lanes, load(at(r, j)) * factor, splat(-3.0e38f)));
+        });
       });
   each([&](int r) { tops[r] = maximum(largest[r]), offset[r] = splat(-tops[r]); });
   auto exponential = [&](int r, int64_t j) { return exp(fma(load(at(r, j)), factor, offset[r])); };
@@ -153,14 +157,17 @@ void probability_rows(float* scores, int64_t rows, int64_t columns, int64_t row_
 }
 
 template <int kGroup>
-inline void softmax_grad_group(const float* probability, float* grad, int64_t columns, int64_t stride, Vec scale) {
+inline void softmax_grad_group(const float* probability, float* grad, int64_t columns, int64_t stride,
+                               Vec scale) {
   Vec total[kGroup] = {};
   auto each = [](auto body) {
 #pragma GCC unroll 4
     for (int r = 0; r < kGroup; ++r) body(r);
   };
   for (int64_t j = 0; j < columns; j += kWidth)
-    each([&](int r) { total[r] = fma(load(probability + r * stride + j), load(grad + r * stride + j), total[r]); });
+    each([&](int r) {
+      total[r] = fma(load(probability + r * stride + j), load(grad + r * stride + j), total[r]);
+    });
   each([&](int r) { total[r] = splat(sum(total[r])); });
   for (int64_t j = 0; j < columns; j += kWidth)
     each([&](int r) {
@@ -170,13 +177,15 @@ inline void softmax_grad_group(const float* probability, float* grad, int64_t co
 }
 
 // grad holds d loss / d probability and becomes d loss / d (q · k).
-void softmax_grad_rows(const float* probability, float* grad, int64_t rows, int64_t columns, int64_t row_stride,
-                       float scale) {
+void softmax_grad_rows(const float* probability, float* grad, int64_t rows, int64_t columns,
+                       int64_t row_stride, float scale) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
-    softmax_grad_group<4>(probability + r * row_stride, grad + r * row_stride, columns, row_stride, splat(scale));
+    softmax_grad_group<4>(probability + r * row_stride, grad + r * row_stride, columns, row_stride,
+                          splat(scale));
   for (; r < rows; ++r)
-    softmax_grad_group<1>(probability + r * row_stride, grad + r * row_stride, columns, row_stride, splat(scale));
+    softmax_grad_group<1>(probability + r * row_stride, grad + r * row_stride, columns, row_stride,
+                          splat(scale));
 }
 
 // The two halves of a and b interleaved: a0 b0 a1 b1 ... from the lower or the upper halves.
@@ -190,7 +199,8 @@ inline Vec interleave(Vec a, Vec b, std::index_sequence<kLane...>) {
 }
 
 // dst[j, i] = src[i, j]; src has rows of whole vectors.
-void transpose(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst, int64_t dst_row) {
+void transpose(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst,
+               int64_t dst_row) {
   using Lanes = std::make_index_sequence<kWidth>;
   for (int64_t i = 0; i < rows; i += kWidth) {
     for (int64_t j = 0; j < columns; j += kWidth) {

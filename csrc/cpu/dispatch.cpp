@@ -55,7 +55,8 @@ void set_isa(const char* name) {
     current() = &kernels_avx512;
 #endif
   } else {
-    throw std::invalid_argument("instruction set '" + wanted + "' is not built or not supported by this processor");
+    throw std::invalid_argument("instruction set '" + wanted +
+                                "' is not built or not supported by this processor");
   }
 }
 

@@ -124,9 +124,9 @@ namespace cxrl {
 
 extern const Kernels CXRL_NAME(CXRL_ISA);
 const Kernels CXRL_NAME(CXRL_ISA) = {
-    CXRL_TEXT(CXRL_ISA), kWidth,  load_elements, store_elements,   find_nonfinite,    log_prob_tile, step_tile,
-    grad_tile,           compare, product,       softmax_rows,     probability_rows,  softmax_grad_rows,
-    transpose,
+    CXRL_TEXT(CXRL_ISA), kWidth,           load_elements,     store_elements, find_nonfinite,
+    log_prob_tile,       step_tile,        grad_tile,         compare,        product,
+    softmax_rows,        probability_rows, softmax_grad_rows, transpose,
 };
 
 }  // namespace cxrl

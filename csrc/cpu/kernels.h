@@ -13,8 +13,8 @@ struct StepRow {
   float c_x, c_e, sigma, guidance;
 };
 
-// A range of samples and the prepared bank: `bank` is [P, K, padded_m] (pads are +inf), `mean` and `inverse` are
-// [P, K], `inverse` being 1 / (std) or, for Bradley-Terry, 1 / (temperature * std).
+// A range of samples and the prepared bank: `bank` is [P, K, padded_m] (pads are +inf), `mean` and `inverse`
+// are [P, K], `inverse` being 1 / (std) or, for Bradley-Terry, 1 / (temperature * std).
 struct ComparisonArgs {
   const float* rewards;
   const int64_t* prompt;
@@ -26,8 +26,8 @@ struct ComparisonArgs {
   Form form;
 };
 
-// c[rows, columns] (+)= a[rows, depth] · b[depth, columns]; columns is a multiple of the vector width, b and c have
-// dense rows, a has any strides.
+// c[rows, columns] (+)= a[rows, depth] · b[depth, columns]; columns is a multiple of the vector width, b and
+// c have dense rows, a has any strides.
 struct Product {
   const float* a;
   int64_t a_row, a_col;
@@ -52,16 +52,16 @@ struct Kernels {
   int64_t (*find_nonfinite)(const float* src, int64_t n);
 
   // Sum of (x_prev - mean)^2 over n dense elements. uncond may be null in all three.
-  double (*log_prob_tile)(const float* cond, const float* uncond, const float* x_t, const float* x_prev, int64_t n,
-                          StepRow row);
+  double (*log_prob_tile)(const float* cond, const float* uncond, const float* x_t, const float* x_prev,
+                          int64_t n, StepRow row);
   double (*step_tile)(const float* cond, const float* uncond, const float* x_t, const float* noise, int64_t n,
                       StepRow row, float* x_prev);
   // grad_m = factor * (x_prev - mean), shared out to the two outputs.
   void (*grad_tile)(const float* cond, const float* uncond, const float* x_t, const float* x_prev, int64_t n,
                     StepRow row, float factor, float* grad_cond, float* grad_uncond);
 
-  // Samples begin..end: score[n], slope[n, k] = d value / d reward, and halves[k] += 2 for every anchor beaten, 1
-  // for a tie.
+  // Samples begin..end: score[n], slope[n, k] = d value / d reward, and halves[k] += 2 for every anchor
+  // beaten, 1 for a tie.
   void (*compare)(const ComparisonArgs& args, int64_t begin, int64_t end, float* score, float* slope,
                   int64_t* halves);
 
@@ -74,7 +74,8 @@ struct Kernels {
   void (*softmax_grad_rows)(const float* probability, float* grad, int64_t rows, int64_t columns,
                             int64_t row_stride, float scale);
   // dst[j, i] = src[i, j], rows of dst padded with 0 to a whole vector; those of src must be whole vectors.
-  void (*transpose)(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst, int64_t dst_row);
+  void (*transpose)(const float* src, int64_t rows, int64_t columns, int64_t src_row, float* dst,
+                    int64_t dst_row);
 };
 
 // The table in use: the best this processor runs, unless set_isa asked for another.

@@ -1,5 +1,6 @@
-// pairwise_comparison and group_win_rate. The bank is laid out once ([P, K, padded M], means, inverse standard
-// deviations), then samples are compared in blocks. The formulas are in cxrl/ops/pairwise_comparison.py.
+// pairwise_comparison and group_win_rate. The bank is laid out once ([P, K, padded M], means, inverse
+// standard deviations), then samples are compared in blocks. The formulas are in
+// cxrl/ops/pairwise_comparison.py.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -63,7 +64,8 @@ Bank prepare_bank(const float* anchors, const float* min_std, Form form, float t
       const double std = std::sqrt(squares / static_cast<double>(s.num_anchors));
       const double scale = std::max(std, static_cast<double>(min_std ? min_std[k] : kDefaultMinStd));
       bank.mean[at] = static_cast<float>(mean);
-      bank.inverse[at] = static_cast<float>(1.0 / (form == Form::kBradleyTerry ? scale * temperature : scale));
+      bank.inverse[at] =
+          static_cast<float>(1.0 / (form == Form::kBradleyTerry ? scale * temperature : scale));
     }
   });
   return bank;
@@ -90,16 +92,11 @@ void pairwise_comparison_cpu(const float* rewards, const float* anchors, const i
     if (!(min_std[k] > 0.0f)) refuse(op, "min_std", {k}, min_std[k], "a positive value");
   }
   const Bank bank = prepare_bank(anchors, min_std, form, temperature, s);
-  const ComparisonArgs args = {rewards,
-                               prompt,
-                               weights,
-                               bank.values.data(),
-                               bank.mean.data(),
-                               bank.inverse.data(),
-                               s.num_rewards,
-                               s.num_anchors,
-                               bank.padded_m,
-                               form};
+  const ComparisonArgs args = {rewards,          prompt,
+                               weights,          bank.values.data(),
+                               bank.mean.data(), bank.inverse.data(),
+                               s.num_rewards,    s.num_anchors,
+                               bank.padded_m,    form};
   const int64_t blocks = (s.num_samples + kBlock - 1) / kBlock;
   std::vector<int64_t> halves(static_cast<size_t>(blocks * s.num_rewards), 0);
   parallel_for(blocks, s.num_samples * s.num_rewards * bank.padded_m, [&](int64_t block) {
@@ -108,7 +105,8 @@ void pairwise_comparison_cpu(const float* rewards, const float* anchors, const i
   });
   for (int64_t k = 0; k < s.num_rewards; ++k) {
     int64_t total = 0;
-    for (int64_t block = 0; block < blocks; ++block) total += halves[static_cast<size_t>(block * s.num_rewards + k)];
+    for (int64_t block = 0; block < blocks; ++block)
+      total += halves[static_cast<size_t>(block * s.num_rewards + k)];
     const double pairs = static_cast<double>(s.num_samples) * static_cast<double>(s.num_anchors);
     win_rate[k] = s.num_samples ? static_cast<float>(0.5 * static_cast<double>(total) / pairs) : 0.0f;
   }
@@ -149,7 +147,8 @@ void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num
         for (end = begin; end < size && value(members[end]) == value(members[begin]);) ++end;
         const double beaten = static_cast<double>(begin) + 0.5 * static_cast<double>(end - begin - 1);
         const double share = size > 1 ? beaten / static_cast<double>(size - 1) : 0.5;
-        for (size_t i = begin; i < end; ++i) win_rate[members[i] * num_rewards + k] = static_cast<float>(share);
+        for (size_t i = begin; i < end; ++i)
+          win_rate[members[i] * num_rewards + k] = static_cast<float>(share);
       }
     }
   });

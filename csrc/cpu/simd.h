@@ -55,8 +55,9 @@ inline Vec from256(__m256 v) {
 }
 #endif
 
-// a * b + c, rounded once where the hardware can. Explicit, with contraction off, so that every kernel computes
-// the mean of a step with the same bits: a step that is scored again must give its log-probability back.
+// a * b + c, rounded once where the hardware can. Explicit, with contraction off, so that every kernel
+// computes the mean of a step with the same bits: a step that is scored again must give its log-probability
+// back.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   static_assert(kWidth == 16, "one AVX-512 register");
@@ -140,9 +141,9 @@ inline Vec max(Vec a, Vec b) {
   return select(a > b, a, b);
 }
 
-// exp(x) by range reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (relative error < 2e-7, measured by
-// the tests through the sigmoid). Below -87.3 the result is the smallest normal number, above 88.3 the largest
-// power that fits; nan comes out as nan.
+// exp(x) by range reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (relative error < 2e-7, measured
+// by the tests through the sigmoid). Below -87.3 the result is the smallest normal number, above 88.3 the
+// largest power that fits; nan comes out as nan.
 inline Vec exp(Vec x) {
   x = min(splat(88.3f), max(splat(-87.3f), x));
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -161,8 +162,8 @@ inline Vec exp(Vec x) {
   return (Vec)((IVec)p + exponent);
 }
 
-// Natural logarithm of positive normal numbers (relative error < 2e-7): x = m · 2^e with m in [√½, √2), and with
-// z = (m − 1) / (m + 1), log m = 2 z (1 + z²/3 + z⁴/5 + …).
+// Natural logarithm of positive normal numbers (relative error < 2e-7): x = m · 2^e with m in [√½, √2), and
+// with z = (m − 1) / (m + 1), log m = 2 z (1 + z²/3 + z⁴/5 + …).
 inline Vec log(Vec x) {
   const IVec bits = (IVec)x - 0x3f3504f3;
   const IVec exponent = bits >> 23;
@@ -224,7 +225,8 @@ inline HVec narrow_fp16(Vec v) {
   UVec bits = (UVec)v;
   UVec sign = (bits >> 16) & 0x8000u;
   UVec magnitude = bits & 0x7fffffffu;
-  // Normal results: rebias and round to nearest even in integers; a carry into the exponent is what rounding is.
+  // Normal results: rebias and round to nearest even in integers; a carry into the exponent is what rounding
+  // is.
   UVec normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // Subnormal results: let a float addition align and round the mantissa.
   UVec half_bits = UVec{} + 0x3f000000u;

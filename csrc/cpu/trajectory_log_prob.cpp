@@ -1,5 +1,6 @@
-// trajectory_log_prob and denoise_step: rows are cut into tiles, tiles are brought to dense float32 where they are
-// not already, and the inner loops of kernels.h do the rest. The formulas are in cxrl/ops/trajectory_log_prob.py.
+// trajectory_log_prob and denoise_step: rows are cut into tiles, tiles are brought to dense float32 where
+// they are not already, and the inner loops of kernels.h do the rest. The formulas are in
+// cxrl/ops/trajectory_log_prob.py.
 #include <cmath>
 #include <limits>
 #include <sstream>
@@ -33,8 +34,9 @@ void check_table(const float* table, int64_t stride, int64_t batch, bool allow_z
   }
 }
 
-// Calls part(element offset in the row's storage, stride, position in the tile, count) for the dense runs of tile
-// [begin, begin + n) of a row that is stored channels last: one run for every channel that the tile touches.
+// Calls part(element offset in the row's storage, stride, position in the tile, count) for the dense runs of
+// tile [begin, begin + n) of a row that is stored channels last: one run for every channel that the tile
+// touches.
 template <typename Part>
 void for_channels(int64_t channels, int64_t row_size, int64_t begin, int64_t n, Part part) {
   const int64_t positions = row_size / channels;
@@ -55,9 +57,10 @@ const float* load_tile(const Kernels& kernel, const Operand& t, int64_t row, int
     if (t.dtype == DType::kFloat32) return reinterpret_cast<const float*>(data) + begin;
     kernel.load(data + begin * size, t.dtype, 1, n, buffer);
   } else {
-    for_channels(t.channels, row_size, begin, n, [&](int64_t from, int64_t stride, int64_t at, int64_t count) {
-      kernel.load(data + from * size, t.dtype, stride, count, buffer + at);
-    });
+    for_channels(t.channels, row_size, begin, n,
+                 [&](int64_t from, int64_t stride, int64_t at, int64_t count) {
+                   kernel.load(data + from * size, t.dtype, stride, count, buffer + at);
+                 });
   }
   return buffer;
 }
@@ -69,8 +72,8 @@ float* output_tile(const Operand& t, int64_t row, int64_t begin, float* buffer) 
   return buffer;
 }
 
-void store_tile(const Kernels& kernel, const Operand& t, int64_t row, int64_t row_size, int64_t begin, int64_t n,
-                const float* buffer) {
+void store_tile(const Kernels& kernel, const Operand& t, int64_t row, int64_t row_size, int64_t begin,
+                int64_t n, const float* buffer) {
   if (!t || (t.channels == 0 && t.dtype == DType::kFloat32)) return;
   const int64_t size = item_size(t.dtype);
   char* data = t.data + row * t.row_stride * size;
@@ -151,8 +154,9 @@ void trajectory_log_prob_backward_cpu(const float* grad, int64_t grad_stride, Op
   });
 }
 
-void denoise_step_cpu(Operand cond, Operand uncond, float guidance, Operand x_t, Operand noise, const float* table,
-                      int64_t table_stride, StepShape shape, Operand x_prev, float* log_prob) {
+void denoise_step_cpu(Operand cond, Operand uncond, float guidance, Operand x_t, Operand noise,
+                      const float* table, int64_t table_stride, StepShape shape, Operand x_prev,
+                      float* log_prob) {
   check_table(table, table_stride, shape.batch, true, "denoise_step");
   flatten_if_alike(cond.channels, cond, uncond, x_t, noise, x_prev);
   const Kernels& kernel = kernels();

@@ -1,4 +1,5 @@
-// Inner loops of trajectory_log_prob and denoise_step, over dense float32 tiles. Included by kernels.cpp only.
+// Inner loops of trajectory_log_prob and denoise_step, over dense float32 tiles. Included by kernels.cpp
+// only.
 #pragma once
 
 #include "kernels.h"
@@ -27,8 +28,8 @@ inline void for_vectors(int64_t n, Whole whole, Rest rest) {
 }
 
 template <bool kGuided>
-double log_prob_tile_impl(const float* cond, const float* uncond, const float* x_t, const float* x_prev, int64_t n,
-                          const StepVectors& s) {
+double log_prob_tile_impl(const float* cond, const float* uncond, const float* x_t, const float* x_prev,
+                          int64_t n, const StepVectors& s) {
   Vec even = {}, odd = {};
   int64_t i = 0;
   auto squared = [&](int64_t at) {
@@ -73,14 +74,15 @@ void step_tile_impl(const float* cond, const float* uncond, const float* x_t, co
         store(x_prev + i, fma(s.sigma, load(noise + i), mean));
       },
       [&](int64_t i, int64_t m) {
-        Vec mean = step_mean<kGuided>(load_partial(cond + i, m), kGuided ? load_partial(uncond + i, m) : Vec{},
-                                      load_partial(x_t + i, m), s);
+        Vec mean =
+            step_mean<kGuided>(load_partial(cond + i, m), kGuided ? load_partial(uncond + i, m) : Vec{},
+                               load_partial(x_t + i, m), s);
         store_partial(x_prev + i, fma(s.sigma, load_partial(noise + i, m), mean), m);
       });
 }
 
-// Writes the tile, then scores what was written, by the loop that scores it later: the same bits, so a ratio of
-// exactly 1. The tile is in the first-level cache.
+// Writes the tile, then scores what was written, by the loop that scores it later: the same bits, so a ratio
+// of exactly 1. The tile is in the first-level cache.
 double step_tile(const float* cond, const float* uncond, const float* x_t, const float* noise, int64_t n,
                  cxrl::StepRow row, float* x_prev) {
   StepVectors s(row);
@@ -103,9 +105,9 @@ void grad_tile_impl(const float* cond, const float* uncond, const float* x_t, co
         if (kGuided && grad_uncond) store(grad_uncond + i, to_uncond * d);
       },
       [&](int64_t i, int64_t m) {
-        Vec d = load_partial(x_prev + i, m) - step_mean<kGuided>(load_partial(cond + i, m),
-                                                                 kGuided ? load_partial(uncond + i, m) : Vec{},
-                                                                 load_partial(x_t + i, m), s);
+        Vec d = load_partial(x_prev + i, m) -
+                step_mean<kGuided>(load_partial(cond + i, m), kGuided ? load_partial(uncond + i, m) : Vec{},
+                                   load_partial(x_t + i, m), s);
         if (grad_cond) store_partial(grad_cond + i, to_cond * d, m);
         if (kGuided && grad_uncond) store_partial(grad_uncond + i, to_uncond * d, m);
       });

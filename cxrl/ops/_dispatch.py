@@ -22,7 +22,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,17 @@ _AUTO_ATTENTION = {
 }
 _LOGGER = logging.getLogger("cxrl")
 _LIBRARY = torch.library.Library("cxrl", "FRAGMENT")
+_REMEMBERED: list[Any] = []
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` with its results kept until :func:`forget_choices`."""
+    cached = functools.lru_cache(maxsize=1024)(function)
+    _REMEMBERED.append(cached)
+    return cast(Callable[P, R], cached)
 
 
 def backends_of(op: str) -> tuple[str, ...]:
@@ -56,7 +67,7 @@ def backends_of(op: str) -> tuple[str, ...]:
     return (*_PLAIN.get(op, ("reference",)), *_COMPILED)
 
 
-@functools.cache
+@remembered
 def provider(op: str, backend: str) -> ModuleType:
     """The module that holds a compiled backend of ``op``; ImportError with the reason where there is none."""
     return importlib.import_module(_COMPILED[backend].format(file=_FILE_OF_OP.get(op, op)))
@@ -105,7 +116,7 @@ def _xformers_reason(device_type: str, needs: tuple[str, ...]) -> str | None:
     return None
 
 
-@functools.cache
+@remembered
 def _environment() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE, "")
 
@@ -155,7 +166,7 @@ def candidates(op: str, device_type: str, case: str) -> tuple[str, ...]:
     return default if tuned is None else (tuned, *(d for d in default if d != tuned))
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered
 def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...], case: str) -> str:
     if wanted not in BACKENDS:
         raise ValueError(f"{op}: unknown backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
@@ -175,7 +186,7 @@ def _select(op: str, wanted: str, device_type: str, needs: tuple[str, ...], case
     return chosen
 
 
-@functools.cache
+@remembered
 def _announce(op: str, chosen: str, reasons: str) -> None:
     _LOGGER.warning("%s runs on backend %r (%s)", op, chosen, reasons)
 
@@ -197,7 +208,7 @@ def table_path(device_type: str) -> Path:
     return Path(cache) / "cxrl" / f"ops-{device_key(device_type)}.json"
 
 
-@functools.cache
+@remembered
 def _tuned(device_type: str) -> dict[str, dict[str, str]]:
     """Fastest backend by op and case on this device; empty where it was not tuned."""
     if device_type == "cuda" and not torch.cuda.is_available():
@@ -218,11 +229,8 @@ def _tuned(device_type: str) -> dict[str, dict[str, str]]:
 
 def forget_choices() -> None:
     """Look again at the environment and at what is available. For tests and :mod:`cxrl.ops.tune`."""
-    _environment.cache_clear()
-    _tuned.cache_clear()
-    _announce.cache_clear()
-    _select.cache_clear()
-    provider.cache_clear()
+    for cached in _REMEMBERED:
+        cached.cache_clear()
 
 
 # What needs no dispatcher: a subclass of Tensor may want to see the call.

@@ -10,7 +10,6 @@ Shapes: q [B, H, N, D]; k, v [Bk, H, L, D]; extra [H, E, D], or [B·H, E, D] wit
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 from collections.abc import Callable
@@ -95,14 +94,11 @@ def attention(
     if torch.is_autocast_enabled(device_type):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     check_attention(q, k, v, extra_k, extra_v, kv_index)
-    shape, dtype = q.shape, q.dtype
+    shape = q.shape
     scale = 1.0 / math.sqrt(shape[3]) if scale is None else scale
-    needs: tuple[str, ...] = ("float64",) if dtype is torch.float64 else ()
-    if shape[3] > 160:
-        needs += ("a head dimension above 160",)
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
-    case = (attention_case if torch.compiler.is_compiling() else _known_case)(shape, num_keys, dtype)
-    chosen = _dispatch.select("attention", backend, device_type, needs, case)
+    choose = _choose if torch.compiler.is_compiling() else _known_choice
+    chosen = choose(backend, device_type, shape, num_keys, q.dtype)
     if chosen in _PLAIN:
         return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
     keep = _dispatch.wants_grad(q, k, v, extra_k, extra_v)
@@ -124,7 +120,17 @@ def attention_case(shape: tuple[int, ...], num_keys: int, dtype: torch.dtype) ->
     return f"{kind}/{str(dtype).removeprefix('torch.')}/{max(8, 1 << (dim - 1).bit_length())}"
 
 
-_known_case = functools.lru_cache(maxsize=1024)(attention_case)
+def _choose(
+    backend: str | None, device_type: str, shape: tuple[int, ...], num_keys: int, dtype: torch.dtype
+) -> str:
+    needs: tuple[str, ...] = ("float64",) if dtype is torch.float64 else ()
+    if shape[3] > 160:
+        needs += ("a head dimension above 160",)
+    case = attention_case(shape, num_keys, dtype)
+    return _dispatch.select("attention", backend, device_type, needs, case)
+
+
+_known_choice = _dispatch.remembered(_choose)
 
 
 def attention_sdpa(

@@ -199,9 +199,9 @@ class StockLoop:
 @pytest.fixture(scope="session")
 def phantom_sampler() -> Any:
     """The embedded default with its preset's adapters and chain."""
-    from cxrl.config import load_preset
     from cxrl.models.base import load_base
     from cxrl.models.policy import Policy
+    from cxrl.presets import load_preset
     from cxrl.rl.rollout import Sampler
 
     config = load_preset("phantom")

@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cxrl.config import Config, load_preset, load_yaml, presets, sections
+from cxrl.config import Config, sections
 from cxrl.errors import CxrlError, unknown_name
 from cxrl.options import Section, allowed, field_types
+from cxrl.presets import load_preset, load_yaml, presets
 from cxrl.privacy import owner_only
 
 DEFAULT_PRESET = "phantom"

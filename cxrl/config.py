@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 
 import yaml
 
-from cxrl.errors import CxrlError, unknown_name
-from cxrl.options import Section, field_types, option
+from cxrl.errors import CxrlError
+from cxrl.options import Section, field_types, option, override
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)
@@ -421,13 +420,12 @@ class Config(Section):
             CxrlError: An unknown name, a wrong type or a value out of range; the message names ``source``.
         """
         try:
-            result: Config = _override(base or cls(), data)
-            return result
+            return override(base or cls(), data)
         except CxrlError as error:
             raise CxrlError(f"{source}: {error}") if source else error from None
 
     def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML that ``--config`` and :func:`load_yaml` read again."""
+        """Write the resolved configuration as YAML, which ``--config`` reads again."""
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
 
@@ -444,67 +442,3 @@ def sections() -> dict[str, type[Section]]:
         for name, tp in field_types(Config).items()
         if isinstance(tp, type) and issubclass(tp, Section)
     }
-
-
-def presets() -> list[str]:
-    """Names of the presets that ship."""
-    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
-
-
-def load_preset(name: str) -> Config:
-    """The defaults with a preset over them. Raises CxrlError with the nearest names when there is none."""
-    if name not in presets():
-        raise unknown_name("preset", name, presets())
-    return Config.from_dict({**_read_yaml(PRESETS / f"{name}.yaml"), "preset": name})
-
-
-def load_yaml(path: str | Path, base: Config | None = None) -> Config:
-    """``base`` with the values of a YAML file over it. A file that names a preset starts from that preset.
-
-    Raises:
-        CxrlError: The file cannot be read, is not a YAML mapping, or holds a bad name or value.
-    """
-    data = _read_yaml(Path(path))
-    if base is None and isinstance(data.get("preset"), str):
-        base = load_preset(data["preset"])
-    return Config.from_dict(data, base, source=str(path))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CxrlError(
-            f"cannot read configuration {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise CxrlError(
-            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'cannot be parsed'}"
-        ) from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise CxrlError(f"{path}: expected sections such as 'train:', got {type(data).__name__}")
-    return data
-
-
-def _override(base: Any, data: Mapping[str, Any]) -> Any:
-    """A copy of a section (or of the whole) with some fields replaced; names may use dashes."""
-    types = field_types(type(base))
-    prefix = f"{base.section}." if base.section else ""
-    changes: dict[str, Any] = {}
-    for key, value in data.items():
-        name = str(key).replace("-", "_")
-        if name not in types:
-            known = [f"{prefix}{n}" for n in types]
-            raise unknown_name("field", f"{prefix}{key}", known)
-        tp = types[name]
-        if isinstance(tp, type) and issubclass(tp, Section):
-            if not isinstance(value, Mapping):
-                raise CxrlError(f"{name}: {value!r} is not a section; expected 'field: value' pairs below it")
-            changes[name] = _override(getattr(base, name), value)
-        else:
-            changes[name] = value
-    return dataclasses.replace(base, **changes)

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cxrl.config import load_yaml
 from cxrl.errors import CxrlError
+from cxrl.presets import load_yaml
 from cxrl.terminal import summary_table
 
 WIDTH, HEIGHT, MARGIN = 340, 150, 30

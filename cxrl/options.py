@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from cxrl.errors import CxrlError, unknown_name
+
+S = TypeVar("S", bound="Section")
 
 
 def option(
@@ -145,3 +147,23 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
             raise CxrlError(
                 f"{name}: {v:.10g}{unit} is out of range, expected {allowed(metadata)}{_knob(name)}"
             )
+
+
+def override(base: S, data: Mapping[str, Any]) -> S:
+    """A copy of a section (or of the whole) with some fields replaced; names may use dashes."""
+    types = field_types(type(base))
+    prefix = f"{base.section}." if base.section else ""
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        name = str(key).replace("-", "_")
+        if name not in types:
+            known = [f"{prefix}{n}" for n in types]
+            raise unknown_name("field", f"{prefix}{key}", known)
+        tp = types[name]
+        if isinstance(tp, type) and issubclass(tp, Section):
+            if not isinstance(value, Mapping):
+                raise CxrlError(f"{name}: {value!r} is not a section; expected 'field: value' pairs below it")
+            changes[name] = override(getattr(base, name), value)
+        else:
+            changes[name] = value
+    return replace(base, **changes)

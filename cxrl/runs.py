@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cxrl.config import Config, load_yaml
+from cxrl.config import Config
 from cxrl.data.dicom import Series, save_dicom
 from cxrl.data.images import save_png
 from cxrl.data.prompts import PromptBatch, ReportPrompt
@@ -18,6 +18,7 @@ from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
 from cxrl.metrics.judges import build_judges
 from cxrl.models.policy import Policy, load_policy
+from cxrl.presets import load_yaml
 from cxrl.privacy import owner_only
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator

@@ -11,9 +11,10 @@ import pytest
 
 from cxrl import cli
 from cxrl.cli import Parser, at_least, parse_train, run_command, write_text
-from cxrl.config import Config, load_preset, sections
+from cxrl.config import Config, sections
 from cxrl.errors import CxrlError
 from cxrl.options import field_types
+from cxrl.presets import load_preset
 
 COMMANDS = ("train", "generate", "evaluate", "report")
 

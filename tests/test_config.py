@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 import cxrl
-from cxrl.config import Config, load_preset, load_yaml, presets, sections
+from cxrl.config import Config, sections
 from cxrl.errors import CxrlError
 from cxrl.options import allowed, coerce, field_types
+from cxrl.presets import load_preset, load_yaml, presets
 
 CODE = "\n".join(
     path.read_text()

@@ -10,10 +10,11 @@ import torch
 
 from cxrl import train
 from cxrl.cli import parse_train
-from cxrl.config import Config, load_preset
+from cxrl.config import Config
 from cxrl.estimate import Footprint, counts, estimate, footprint, matmul_rate
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
+from cxrl.presets import load_preset
 
 
 def config(**sections: dict) -> Config:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cxrl.config import PRESETS, load_preset
 from cxrl.models.loading import check_judges
 from cxrl.models.weights import model_choices
+from cxrl.presets import FOLDER, load_preset
 
 REAL = ("mimic", "mimic-sd15", "openi")
 
@@ -28,7 +28,7 @@ def test_what_the_paper_states(name: str) -> None:
 def test_every_field_has_its_reason(name: str) -> None:
     fields = [
         line
-        for line in (PRESETS / f"{name}.yaml").read_text().splitlines()
+        for line in (FOLDER / f"{name}.yaml").read_text().splitlines()
         if line.startswith("  ") and not line.lstrip().startswith("#")
     ]
     assert len(fields) > 20

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrl.config import load_preset
 from cxrl.data.phantom import POSE_SD, Films, corpus, distinct_reports, films_for
 from cxrl.data.prompts import PromptBatch
 from cxrl.data.reports import FINDINGS
@@ -23,6 +22,7 @@ from cxrl.metrics.judges import Judges, load_judges
 from cxrl.models.base import BaseModel, load_base
 from cxrl.models.policy import Policy
 from cxrl.models.scorers import Scorer, load_scorer
+from cxrl.presets import load_preset
 from cxrl.pretraining.scorers import non_films
 from cxrl.rl.rollout import sample_images
 

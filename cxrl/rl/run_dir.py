@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cxrl.config import Config, load_yaml
+from cxrl.config import Config
 from cxrl.errors import CxrlError
+from cxrl.presets import load_yaml
 from cxrl.privacy import owner_only
 from cxrl.rl.checkpoint import checkpoints, remove_partial, sync
 

@@ -287,7 +287,11 @@ class TrainConfig(Section):
         1.5, "stop when the Fréchet distance exceeds this many times the anchor's; 0 never", low=0.0
     )
     patience: int = option(
-        2, "evaluations in a row beyond a limit before the run stops", unit="evaluations", low=1
+        2,
+        "evaluations in a row beyond a limit before the run stops (one at the end); "
+        "the last weights within limits are kept",
+        unit="evaluations",
+        low=1,
     )
 
 

@@ -54,6 +54,8 @@ def save_run(trainer: Trainer) -> None:
         "epoch": trainer.epoch,
         "step": updater.num_steps,
         "ema_updates": policy.num_ema_updates,
+        "ema_epoch": trainer.ema_epoch,
+        "good_epoch": trainer.good_epoch,
         "strikes": trainer.limits.strikes,
         "stopped_early": trainer.limits.reason,
         "wall_seconds": trainer.wall_seconds(),
@@ -98,6 +100,7 @@ def load_run(trainer: Trainer) -> None:
     trainer.bank.load_state(bank, device, str(path / BANK_FILE))
     trainer.epoch, updater.num_steps = state["epoch"], state["step"]
     policy.num_ema_updates = state["ema_updates"]
+    trainer.ema_epoch, trainer.good_epoch = state["ema_epoch"], state["good_epoch"]
     trainer.limits.strikes, trainer.limits.reason = state["strikes"], state["stopped_early"]
     trainer.seconds_before = state["wall_seconds"]
     trainer.reporter.message(f"resuming after epoch {trainer.epoch} from {path}")

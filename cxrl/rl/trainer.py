@@ -164,6 +164,8 @@ class Trainer:
         self.bank = AnchorBank(config.rewards.names, config.comparison.bank_size)
         self.limits = Limits(config.train)
         self.good_ema = {name: value.clone() for name, value in self.policy.ema.items()}
+        self.good_epoch = 0  # whose average good_ema is; 0 before any evaluation was within limits
+        self.ema_epoch = 0  # whose average policy.ema is: behind epoch once good_ema has been put back
 
     def _train(self) -> dict[str, Any]:
         train = self.config.train
@@ -174,6 +176,7 @@ class Trainer:
         while self.epoch < train.num_epochs and not self.limits.reason:
             record = self._train_epoch()
             self.epoch += 1
+            self.ema_epoch = self.epoch
             last = self.epoch == train.num_epochs
             if last:
                 summary = self._evaluate_at_end(record)
@@ -291,19 +294,30 @@ class Trainer:
         problem = self.limits.check(self.evaluator.anchor, result)
         if not problem:
             self.good_ema = {name: value.clone() for name, value in self.policy.ema.items()}
+            self.good_epoch = self.epoch
             return
         self.reporter.message(f"warning: epoch {self.epoch}: {problem}")
         if self.limits.reason:
-            self.policy.ema = {name: value.clone() for name, value in self.good_ema.items()}
-            self.reporter.message("stopped early; the weights of the last evaluation within limits are kept")
+            self._keep_good()
+
+    def _keep_good(self) -> None:
+        self.policy.ema = {name: value.clone() for name, value in self.good_ema.items()}
+        self.ema_epoch = self.good_epoch
+        which = f"of epoch {self.good_epoch}, the last within limits," if self.good_epoch else "of the start"
+        self.reporter.message(f"the weights {which} are kept")
 
     def _evaluate_at_end(self, record: dict[str, Any]) -> Summary:
+        """The summary; of the last weights within limits, if there were such and the final ones are not."""
         summary = self.evaluator.summary()
         record["eval"] = dict(summary.policy.values)
         self._grid(summary.images)
         problem = Limits(self.config.train).check(summary.anchor, summary.policy)
         if problem:
             self.reporter.message(f"warning: at the end: {problem}")
+        if problem and self.good_epoch and self.ema_epoch == self.epoch:
+            self._keep_good()
+            summary = self.evaluator.summary()
+            self._grid(summary.images)
         return summary
 
     def _grid(self, images: Tensor) -> None:
@@ -312,7 +326,7 @@ class Trainer:
 
     def _finish(self, summary: Summary) -> dict[str, Any]:
         result = summary.to_dict(wall_seconds=self.wall_seconds())
-        result |= {"epochs": self.epoch, "stopped_early": self.limits.reason}
+        result |= {"epochs": self.epoch, "kept_epoch": self.ema_epoch, "stopped_early": self.limits.reason}
         if self.engine.is_main:
             save_adapter(self.run_dir, self.policy)
             save_summary(self.run_dir, result)

@@ -18,6 +18,7 @@ from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy, load_policy
 from cxrl.rl.checkpoint import checkpoints, load_checkpoint
+from cxrl.rl.evaluation import Limits
 from cxrl.rl.progress import Reporter
 from cxrl.rl.rollout import sample_images
 from cxrl.rl.seeding import derive_seed
@@ -266,6 +267,28 @@ def test_early_stop_keeps_the_last_good_weights(
     again = Trainer(config, tmp_path / "run", resume=True, **fakes).run()  # stopped stays stopped
     assert again["policy"] == summary["policy"]
     assert again["epochs"] == 2
+
+
+def test_a_run_that_ends_beyond_its_limits_keeps_the_last_good_weights(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = iter(["", "diversity is low", ""])
+    monkeypatch.setattr(Limits, "check", lambda *_: next(problems))
+    recorder = Recorder()
+    config = make_config(train={"num_epochs": 2, "eval_every": 1}, policy={"ema_decay": 0.0})
+    summary = Trainer(config, tmp_path / "run", reporter=recorder, **fakes).run()
+    assert (summary["epochs"], summary["kept_epoch"], summary["stopped_early"]) == (2, 1, "")
+    assert "the weights of epoch 1, the last within limits, are kept" in recorder.messages
+    monkeypatch.undo()
+    limits = {"early_stop_diversity": 0.0, "early_stop_fid": 0.0}
+    one = make_config(train={"num_epochs": 1, "eval_every": 1, **limits}, policy={"ema_decay": 0.0})
+    short = Trainer(one, tmp_path / "short", **fakes).run()
+    assert short["kept_epoch"] == 1
+    assert short["policy"] == summary["policy"]
+    kept, wanted = load_policy(tmp_path / "run"), load_policy(tmp_path / "short")
+    assert all(torch.equal(p, wanted.trainable[n]) for n, p in kept.trainable.items())
+    again = Trainer(config, tmp_path / "run", resume=True, **fakes).run()
+    assert (again["policy"], again["kept_epoch"]) == (summary["policy"], 1)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def load_run(trainer: Trainer) -> None:
     trainer.bank.load_state(bank, device, str(path / BANK_FILE))
     trainer.epoch, updater.num_steps = state["epoch"], state["step"]
     policy.num_ema_updates = state["ema_updates"]
-    trainer.ema_epoch, trainer.good_epoch = state["ema_epoch"], state["good_epoch"]
+    # Checkpoints from before these two were kept: the average is the last epoch's, no good one is known.
+    trainer.ema_epoch, trainer.good_epoch = state.get("ema_epoch", trainer.epoch), state.get("good_epoch", 0)
     trainer.limits.strikes, trainer.limits.reason = state["strikes"], state["stopped_early"]
     trainer.seconds_before = state["wall_seconds"]
     trainer.reporter.message(f"resuming after epoch {trainer.epoch} from {path}")

@@ -272,7 +272,7 @@ def test_early_stop_keeps_the_last_good_weights(
 def test_a_run_that_ends_beyond_its_limits_keeps_the_last_good_weights(
     make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problems = iter(["", "diversity is low", ""])
+    problems = iter(["", "diversity is low"])
     monkeypatch.setattr(Limits, "check", lambda *_: next(problems))
     recorder = Recorder()
     config = make_config(train={"num_epochs": 2, "eval_every": 1}, policy={"ema_decay": 0.0})

@@ -109,6 +109,9 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         f"{summary['num_images']} images a side; judges {judges['name']!r}, {fid}; seed {summary['seed']}; "
         f"{duration(summary['wall_seconds'])}"
     )
+    kept, epochs = summary.get("kept_epoch"), summary.get("epochs")
+    if kept is not None and kept != epochs:
+        lines[-1] += f"; weights of epoch {kept} of {epochs}, the last within limits"
     return "\n".join(lines)
 
 

@@ -148,3 +148,7 @@ def test_the_final_table():
     assert "undefined" in lines[5]
     assert lines[-1] == "256 images a side; judges 'phantom', fid on 128 of their features; seed 3; 9:41"
     assert len({line.index("-0.500") for line in lines[1:-1]}) == 1, "columns are aligned"
+    kept = summary_table(summary | {"epochs": 24, "kept_epoch": 16})
+    assert kept.endswith("; 9:41; weights of epoch 16 of 24, the last within limits")
+    assert summary_table(summary | {"epochs": 24}) == "\n".join(lines), "a summary from before it was noted"
+    assert summary_table(summary | {"epochs": 24, "kept_epoch": 24}) == "\n".join(lines)

@@ -71,12 +71,12 @@ def relative(summary: dict[str, Any]) -> dict[str, float]:
 def frechet_by_half(folder: Path) -> dict[str, dict[str, float]]:
     """Fréchet distance in the classifier's and the posture regressor's features apart, anchor and policy."""
     from cxrl.data.sources import load_prompts
+    from cxrl.evaluation.judges import load_judges
     from cxrl.metrics.distribution import frechet_distance
-    from cxrl.metrics.judges import load_judges
     from cxrl.rl.engine import Engine
     from cxrl.rl.evaluation import Evaluator
+    from cxrl.rl.reopen import open_run
     from cxrl.rl.rollout import Sampler
-    from cxrl.runs import open_run
 
     engine, judges = Engine(folder), load_judges()
     config, policy = open_run(folder, engine)

@@ -28,10 +28,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from cxrl.data.pixels import read_image
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.table import read_rows
-from cxrl.models.scorers import save_scorer
+from cxrl.images.read import read_image
 from cxrl.pretraining.posture import (
     COMPONENTS,
     NUM_STEPS,
@@ -44,6 +43,7 @@ from cxrl.pretraining.posture import (
     warp,
 )
 from cxrl.rewards.posture import PostureReward
+from cxrl.scorers.phantom_network import save_scorer
 
 RESULT = Path(__file__).parent / "results" / "posture_real.json"
 SIZE = 256

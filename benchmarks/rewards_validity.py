@@ -1,4 +1,4 @@
-"""The guard ``cxrl/models/validity.py`` on real films, and the fit of its coefficients.
+"""The guard ``cxrl/scorers/validity.py`` on real films, and the fit of its coefficients.
 
     python benchmarks/rewards_validity.py --films images.csv            results/rewards_validity.json
     python benchmarks/rewards_validity.py --films images.csv --fit      prints new coefficients
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cxrl.data.pixels import read_image
-from cxrl.models.validity import film_features, film_validity
+from cxrl.images.read import read_image
+from cxrl.scorers.validity import film_features, film_validity
 
 RESULT = Path(__file__).parent / "results" / "rewards_validity.json"
 SIZE = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from cxrl.data.phantom import corpus
+from cxrl.data.phantom.films import corpus
 
 NUM_FILMS = 64
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from cxrl.version import __version__
+
 __all__ = ["Config", "__version__", "evaluate", "generate", "load_policy", "ops", "register_reward", "train"]
 
 if TYPE_CHECKING:

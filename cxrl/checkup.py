@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from cxrl.config import Config
-from cxrl.estimate import counts, estimate, footprint, matmul_rate
 from cxrl.models.base import DTYPES
-from cxrl.models.weights import how_to_get, required_files
 from cxrl.ops import unavailable_reason
-from cxrl.terminal import duration
+from cxrl.output.terminal import duration
+from cxrl.rl.cost import counts, estimate, footprint, matmul_rate
+from cxrl.scorers.choice import how_to_get, required_files
 
 _PACKAGES = (
     "torch",
@@ -100,7 +100,7 @@ def files_text(config: Config) -> tuple[str, int]:
 
 
 def estimate_text(config: Config) -> str:
-    """Images, passes through the UNet, memory and time on this machine, by :mod:`cxrl.estimate`."""
+    """Images, passes through the UNet, memory and time on this machine, by :mod:`cxrl.rl.cost`."""
     work = counts(config)
     rows = [
         ("images", f"{work.images_per_epoch:,} an epoch, {config.train.num_epochs:,} epochs"),

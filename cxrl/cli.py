@@ -19,7 +19,7 @@ from cxrl.config import Config, sections
 from cxrl.errors import CxrlError, unknown_name
 from cxrl.options import Section, allowed, field_types
 from cxrl.presets import load_preset, load_yaml, presets
-from cxrl.privacy import owner_only
+from cxrl.storage.privacy import owner_only
 
 DEFAULT_PRESET = "phantom"
 EXIT_USER_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130

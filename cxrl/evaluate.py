@@ -23,8 +23,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSON, as summary.json")
     args = parser.parse(argv)
-    from cxrl.runs import evaluate_run
-    from cxrl.terminal import summary_table
+    from cxrl.output.terminal import summary_table
+    from cxrl.rl.reopen import evaluate_run
 
     summary = evaluate_run(args.run, num_images=args.num_images)
     write_text(args.out, json.dumps(summary, indent=2) + "\n")

@@ -32,8 +32,8 @@ def _generate(argv: Sequence[str]) -> None:
         help="png or dicom (needs pydicom: pip install 'cxrl[dicom]'); default png",
     )
     args = parser.parse(argv)
-    from cxrl.data.pixels import import_pydicom
-    from cxrl.runs import draw_images, save_images
+    from cxrl.images.read import import_pydicom
+    from cxrl.rl.reopen import draw_images, save_images
 
     if args.format == "dicom":
         import_pydicom()  # its absence is told before anything is drawn

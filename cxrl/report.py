@@ -19,7 +19,7 @@ def _report(argv: Sequence[str]) -> None:
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory of cxrl.train")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the page; default DIR-report.html")
     args = parser.parse(argv)
-    from cxrl.html_report import is_restricted, report_page
+    from cxrl.output.report import is_restricted, report_page
 
     out = args.out or args.run.resolve().parent / f"{args.run.resolve().name}-report.html"
     page = report_page(args.run)

@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> None:
     options = parse_train(argv)
+    from cxrl.output.terminal import TerminalReporter, summary_table
     from cxrl.rl.trainer import Trainer
-    from cxrl.terminal import TerminalReporter, summary_table
 
     reporter = TerminalReporter(options.config.train.num_epochs)
     trainer = Trainer(

@@ -182,7 +182,7 @@ def write_densenet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     """Write a random DenseNet-121 of torchxrayvision, saved whole as its release's files are."""
 
     def write(seed: int = 0, *, name: str = "densenet.pt", zipped: bool = False) -> Path:
-        from cxrl.models.xrv import import_xrv
+        from cxrl.scorers.xrv_densenet import import_xrv
 
         path = tmp_path_factory.mktemp("xrv") / name
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

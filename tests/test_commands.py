@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cxrl import evaluate, generate, report, train
-from cxrl.data.pixels import read_image
 from cxrl.data.prompts import ReportPrompt
-from cxrl.models.scorers import Scorer, ScorerConfig, save_scorer
+from cxrl.images.read import read_image
 from cxrl.rewards.base import _REGISTRY, register_reward
+from cxrl.scorers.phantom_network import Scorer, ScorerConfig, save_scorer
 
 TEXTS = ("no acute", "heart normal", "left effusion", "lung enlarged", "heart size", "is normal")
 KEYS = {"posture", "auroc", "consistency", "fid", "ms_ssim", "diversity"}
@@ -31,7 +31,7 @@ def tiny_prompts(num, *, seed, split="train"):
 @pytest.fixture(scope="module")
 def patched():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cxrl.data.phantom.phantom_prompts", tiny_prompts)
+        patch.setattr("cxrl.data.phantom.films.phantom_prompts", tiny_prompts)
         yield patch
 
 
@@ -302,7 +302,7 @@ def test_a_prompt_longer_than_the_tokenizer(finished, tmp_path, capsys):
 def test_training_prompts_that_are_too_long_or_missing(argv, tmp_path, capsys, monkeypatch):
     def give(texts):
         prompts = [ReportPrompt(i, text, (0.0,) * 7) for i, text in enumerate(texts)]
-        monkeypatch.setattr("cxrl.data.phantom.phantom_prompts", lambda num, *, seed, split: prompts)
+        monkeypatch.setattr("cxrl.data.phantom.films.phantom_prompts", lambda num, *, seed, split: prompts)
 
     run = [*argv, "--run-dir", tmp_path / "r", "--overwrite"]
     give(["lung", "left effusion " * 40])
@@ -352,7 +352,7 @@ def test_truncated_and_missing_assets_are_named(argv, scorers, judges, tmp_path,
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(argv, tmp_path, capsys, monkeypatch):
-    from cxrl.rl import checkpoint
+    from cxrl.storage import checkpoint
 
     saved = []
 
@@ -367,7 +367,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(argv, tmp_path, capsys, monkeypa
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-000002"]
     load_file(tmp_path / "r" / "checkpoints" / "step-000002" / "weights.safetensors")
     monkeypatch.undo()
-    monkeypatch.setattr("cxrl.data.phantom.phantom_prompts", tiny_prompts)
+    monkeypatch.setattr("cxrl.data.phantom.films.phantom_prompts", tiny_prompts)
     assert train.main(["--run-dir", str(tmp_path / "r"), "--resume"]) == 0
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cxrl.models.loading import check_judges
-from cxrl.models.weights import model_choices
 from cxrl.presets import FOLDER, load_preset
+from cxrl.scorers.choice import model_choices
+from cxrl.scorers.protocols import check_judges
 
 REAL = ("mimic", "mimic-sd15", "openi")
 

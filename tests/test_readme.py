@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from cxrl import doctor, evaluate, generate, pretrain, report
+from cxrl import inspect_data as inspect
 from cxrl.cli import train_parser
 from cxrl.config import PolicyConfig
-from cxrl.data import inspect
 from cxrl.models.base import PHANTOM, load_base
 from cxrl.models.policy import Policy
 from cxrl.rewards import base as registry

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cxrl.cli import train_parser
-from cxrl.data.phantom import corpus
+from cxrl.data.phantom.films import corpus
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.models.weights import XRV_FILES
 from cxrl.rewards import base as registry
 from cxrl.rewards.base import build_rewards, score_all
+from cxrl.scorers.choice import XRV_FILES
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")

@@ -28,24 +28,6 @@ _THREADS = 8  # reading many small files waits for the disk or the network, not 
 T = TypeVar("T")
 R = TypeVar("R")
 
-CHEXPERT_FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-"""The 14 labels of CheXpert (Irvin et al. 2019, arXiv 1901.07031) in MIMIC-CXR-JPG's column order."""
-
 
 @dataclass(frozen=True, slots=True)
 class FilmRecord:

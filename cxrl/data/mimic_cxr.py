@@ -22,17 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from cxrl.config import DataConfig
-from cxrl.data.index import (
-    CHEXPERT_FINDINGS,
-    SPLITS,
-    FilmRecord,
-    Index,
-    Tally,
-    in_threads,
-    label_value,
-)
+from cxrl.data.index import SPLITS, FilmRecord, Index, Tally, in_threads, label_value
 from cxrl.data.sections import clean, describing_text
 from cxrl.errors import CxrlError
+from cxrl.findings import CHEXPERT_FINDINGS
 
 TABLES = {
     "metadata": ("dicom_id", "subject_id", "study_id", "ViewPosition"),

@@ -21,9 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cxrl.config import DataConfig
-from cxrl.data.index import CHEXPERT_FINDINGS, FilmRecord, Index, Tally, assign_splits
+from cxrl.data.index import FilmRecord, Index, Tally, assign_splits
 from cxrl.data.sections import clean
 from cxrl.errors import CxrlError
+from cxrl.findings import CHEXPERT_FINDINGS
 
 REPORTS, METADATA, VIEWS = "NLMCXR_reports.tgz", "nlmcxr_dicom_metadata.csv.gz", "nlmcxr_tsne_pa.csv.gz"
 HEADINGS = {

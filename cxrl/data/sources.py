@@ -97,7 +97,7 @@ def _checked(index: Index, config: DataConfig) -> Index:
     """The index without films whose file fails ``data.check_images``."""
     if config.check_images == "none":
         return index
-    from cxrl.data.pixels import UnreadableImage, import_pydicom, read_image
+    from cxrl.images.read import UnreadableImage, import_pydicom, read_image
 
     if any(film.image.endswith(".dcm") for film in index.films):
         import_pydicom()
@@ -139,11 +139,11 @@ def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:
     data = config.data
     num = data.num_prompts if split == "train" else data.eval_num_prompts
     if data.source == "phantom":
-        from cxrl.data.phantom import phantom_prompts
-        from cxrl.data.reports import FINDINGS
+        from cxrl.data.phantom.films import phantom_prompts
+        from cxrl.findings import PHANTOM_FINDINGS
 
         prompts = phantom_prompts(num, seed=config.seed, split=split)
-        return readable([replace(p, findings=FINDINGS) for p in prompts], reader, data.on_long_prompt)
+        return readable([replace(p, findings=PHANTOM_FINDINGS) for p in prompts], reader, data.on_long_prompt)
     index = load_index(data)
     name = "train" if split == "train" else data.eval_split
     films = study_order(index.split(name), config.seed)

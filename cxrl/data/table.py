@@ -15,7 +15,6 @@ from pathlib import Path
 
 from cxrl.config import DataConfig
 from cxrl.data.index import (
-    CHEXPERT_FINDINGS,
     SPLITS,
     FilmRecord,
     Index,
@@ -26,6 +25,7 @@ from cxrl.data.index import (
 )
 from cxrl.data.sections import clean
 from cxrl.errors import CxrlError
+from cxrl.findings import CHEXPERT_FINDINGS
 
 Row = tuple[int, dict[str, str]]
 """Line (CSV) or row (Parquet) counted from 1, and column → cell."""

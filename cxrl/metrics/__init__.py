@@ -1,1 +1,1 @@
-"""Scores of generated images by models that gave no reward."""
+"""Maths of scores: tensors in, numbers out."""

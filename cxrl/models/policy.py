@@ -23,7 +23,7 @@ from cxrl.errors import CxrlError
 from cxrl.models.ace import init_ace
 from cxrl.models.attention import PolicyAttention
 from cxrl.models.base import BaseModel, load_base
-from cxrl.models.files import check_weights, read_json, read_tensors
+from cxrl.storage.reading import check_weights, read_json, read_tensors
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cxrl.data.phantom import Films
+from cxrl.data.phantom.films import Films
 from cxrl.pretraining.fit import FitOptions, fit
 
 KL_WEIGHT = 1e-6

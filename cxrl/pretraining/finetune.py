@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cxrl.data import pixels
 from cxrl.data.table import read_rows
 from cxrl.errors import CxrlError
+from cxrl.images import read as pixels
 from cxrl.models.base import BaseModel, load_base
 from cxrl.pretraining.base import fit_base, save_pipeline
 from cxrl.pretraining.fit import FitOptions

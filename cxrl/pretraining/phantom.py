@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cxrl.data.phantom import Films, corpus
-from cxrl.metrics.judges import load_judges
-from cxrl.models.scorers import load_scorer, save_scorer
+from cxrl.data.phantom.films import Films, corpus
+from cxrl.evaluation.judges import load_judges
 from cxrl.pretraining import autoencoder, base, quality, scorers, text_encoder
 from cxrl.pretraining.fit import FitOptions
+from cxrl.scorers.phantom_network import load_scorer, save_scorer
 
 TASKS = ("diagnosis", "posture", "consistency")
 SCORER_POSE_SCALE = 2.0

@@ -1,10 +1,10 @@
 """The posture regressor from films alone, with no pose label: it learns to read warps that it was shown.
 
-A film is warped by a known affine psi (:mod:`cxrl.data.anatomy` has the convention) and the network regresses
-the pose that the film then has: psi put on top of the film's own pose. The own poses are unknown; they are
-learned with the network, one row a film, so that what it reads is in true units, not shrunk towards the mean.
-In the end their mean is taken off: the mean pose of the training films is the canonical one. A mirrored film
-has the mirrored pose. The network starts from the phantom's regressor that ships.
+A film is warped by a known affine psi (:mod:`cxrl.data.phantom.thorax` has the convention) and the network
+regresses the pose that the film then has: psi put on top of the film's own pose. The own poses are unknown;
+they are learned with the network, one row a film, so that what it reads is in true units, not shrunk towards
+the mean. In the end their mean is taken off: the mean pose of the training films is the canonical one. A
+mirrored film has the mirrored pose. The network starts from the phantom's regressor that ships.
 
 No border gives the warp away. The network sees the central ``CROP`` of an image alone, in training and in
 use, and a warp is drawn only if all of that crop lies inside the original film: no pixel from outside, no
@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrl.data.pixels import SUFFIXES, UnreadableImage, read_image
 from cxrl.data.table import read_rows
 from cxrl.errors import CxrlError
-from cxrl.models.scorers import Scorer, ScorerConfig, load_scorer, save_scorer
+from cxrl.images.read import SUFFIXES, UnreadableImage, read_image
 from cxrl.pretraining.decoys import decoys
 from cxrl.pretraining.fit import FitOptions, fit
 from cxrl.pretraining.scorers import jitter
 from cxrl.rewards.base import PHANTOM_REWARDS
+from cxrl.scorers.phantom_network import Scorer, ScorerConfig, load_scorer, save_scorer
 
 COMPONENTS = ("log_scale_x", "log_scale_y", "shift_x", "shift_y", "rotation")
 CROP = 0.75

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrl.data.phantom import POSE_SD, Films, corpus, distinct_reports, films_for
+from cxrl.data.phantom.films import POSE_SD, Films, corpus, distinct_reports, films_for
 from cxrl.data.prompts import PromptBatch
-from cxrl.data.reports import FINDINGS
+from cxrl.evaluation.judges import Judges, load_judges
+from cxrl.findings import PHANTOM_FINDINGS
 from cxrl.metrics.alignment import retrieval_top1
 from cxrl.metrics.classification import macro_auroc
 from cxrl.metrics.distribution import frechet_distance
 from cxrl.metrics.diversity import within_prompt
-from cxrl.metrics.judges import Judges, load_judges
 from cxrl.models.base import BaseModel, load_base
 from cxrl.models.policy import Policy
-from cxrl.models.scorers import Scorer, load_scorer
 from cxrl.presets import load_preset
 from cxrl.pretraining.scorers import non_films
 from cxrl.rl.rollout import sample_images
+from cxrl.scorers.phantom_network import Scorer, load_scorer
 
 FRESH_SEED = 7000
 SAMPLES_PER_PROMPT = 4
@@ -68,7 +68,7 @@ def _scorers(folder: Path, fresh: Films) -> dict[str, Any]:
     ]
     return {
         "auroc": round(macro, 4),
-        "auroc_per_finding": {f: round(float(a), 4) for f, a in zip(FINDINGS, each, strict=True)},
+        "auroc_per_finding": {f: round(float(a), 4) for f, a in zip(PHANTOM_FINDINGS, each, strict=True)},
         "posture_r2": {n: round(float(v), 4) for n, v in zip(POSE_NAMES, r2, strict=True)},
         "retrieval_top1_of_32": round(sum(top1) / len(top1), 4),
         "validity_on_films": round(float(posture(images[:256])[1].sigmoid().mean()), 4),
@@ -101,7 +101,7 @@ def _base(assets: Path, num_images: int, seed: int) -> dict[str, Any]:
         "guidance_scale": config.sampler.guidance_scale,
         "autoencoder_psnr_db": round(_psnr(base, shown), 2),
         "auroc_against_prompt": round(macro, 4),
-        "auroc_per_finding": {f: round(float(a), 4) for f, a in zip(FINDINGS, each, strict=True)},
+        "auroc_per_finding": {f: round(float(a), 4) for f, a in zip(PHANTOM_FINDINGS, each, strict=True)},
         "posture_spread_of_natural": {n: round(float(v), 3) for n, v in zip(POSE_NAMES, spread, strict=True)},
         "posture_spread_mean": round(float(spread.mean()), 3),
         "within_prompt_diversity_of_corpus": round(diversity[0] / diversity[1], 3),
@@ -151,7 +151,7 @@ def model_card(plan: Mapping[str, Any], table: Mapping[str, Any]) -> str:
 
 _CARD = """# The embedded phantom models
 
-Synthetic through and through: trained on a procedural phantom (`cxrl/data/phantom.py`), never on a patient's
+Synthetic through and through: trained on a procedural phantom (`cxrl/data/phantom`), never on a patient's
 image. **Not for diagnosis.**
 
 - `pipeline/`: a `StableDiffusionPipeline` (AutoencoderKL with one grey channel, CLIPTextModel,

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxrl.data.phantom import POSE_SD, Films
-from cxrl.data.reports import FINDINGS
-from cxrl.models.scorers import Scorer, ScorerConfig, words
+from cxrl.data.phantom.films import POSE_SD, Films
+from cxrl.findings import PHANTOM_FINDINGS
 from cxrl.pretraining.fit import FitOptions, fit
+from cxrl.scorers.phantom_network import Scorer, ScorerConfig, words
 
 EMBEDDING_SIZE = 48
 BATCH_SIZE = 64
@@ -95,7 +95,7 @@ def fit_scorer(
     "judges").
     """
     trunk, width = TRUNKS[role]
-    outputs = {"posture": 5, "diagnosis": len(FINDINGS), "consistency": EMBEDDING_SIZE}[task]
+    outputs = {"posture": 5, "diagnosis": len(PHANTOM_FINDINGS), "consistency": EMBEDDING_SIZE}[task]
     vocabulary = vocabulary_of(films.texts) if task == "consistency" else ()
     torch.manual_seed(seed)
     scorer = Scorer(ScorerConfig(task, trunk, width, films.images.shape[-1], outputs, vocabulary))

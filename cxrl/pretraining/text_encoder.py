@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrl.data.phantom import distinct_reports
-from cxrl.data.reports import Finding
+from cxrl.data.phantom.films import distinct_reports
+from cxrl.data.phantom.reports import Finding
 from cxrl.pretraining.fit import FitOptions, fit
 
 MAX_TOKENS = 48

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError, unknown_name
-from cxrl.models.weights import ModelChoice
+from cxrl.scorers.choice import ModelChoice
 
 PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
 BUILT_IN = {
@@ -83,7 +83,7 @@ def build_rewards(
         path: Folder of the reward models; "phantom" is the one that ships.
         device: Where they score.
         choices: Name of a built-in reward → its model, in place of the file of that name in ``path``; see
-            :func:`cxrl.models.weights.model_choices`.
+            :func:`cxrl.scorers.choice.model_choices`.
 
     Raises:
         CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
-from cxrl.models.loading import load_consistency
-from cxrl.models.weights import ModelChoice
 from cxrl.rewards.base import register_reward
+from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.protocols import load_consistency
 
 
 @register_reward("consistency")

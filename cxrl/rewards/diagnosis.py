@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
-from cxrl.models.loading import load_diagnosis
-from cxrl.models.weights import ModelChoice
 from cxrl.rewards.base import register_reward
+from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.protocols import load_diagnosis
 
 
 def label_agreement(probability: Tensor, labels: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
-from cxrl.models.loading import load_posture
-from cxrl.models.weights import ModelChoice
 from cxrl.rewards.base import register_reward
+from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.protocols import load_posture
 
 NOT_A_FILM = 2.0
 """Worse than any pose of a real film, whose distance is below 1."""

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from cxrl.config import Config, TrainConfig
-from cxrl.data.images import save_grid
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.metrics.summary import (
+from cxrl.evaluation.summary import (
     Evaluation,
     JudgeModels,
     Summary,
@@ -24,6 +23,7 @@ from cxrl.metrics.summary import (
     evaluate_policy,
     evaluation_batch,
 )
+from cxrl.images.png import save_grid
 from cxrl.rl.engine import Engine
 from cxrl.rl.rollout import Sampler, batch_noise
 from cxrl.rl.seeding import generator

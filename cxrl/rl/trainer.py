@@ -20,26 +20,26 @@ from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts, message, readable
 from cxrl.errors import CxrlError
-from cxrl.metrics.judges import build_judges
-from cxrl.metrics.summary import JudgeModels, Summary
+from cxrl.evaluation.judges import build_judges
+from cxrl.evaluation.summary import JudgeModels, Summary
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
-from cxrl.models.weights import model_choices, phantom_models
-from cxrl.privacy import owner_only
 from cxrl.rewards.base import Reward, build_rewards, check_labels, score_all
 from cxrl.rl.advantages import advantages
 from cxrl.rl.anchor import AnchorBank, bank_batch, bank_noise
 from cxrl.rl.comparison import RewardUnits, compare, reward_units
 from cxrl.rl.engine import Engine
+from cxrl.rl.epoch_prompts import epoch_prompts
 from cxrl.rl.evaluation import Evaluator, Limits
 from cxrl.rl.progress import Reporter, epoch_record
-from cxrl.rl.prompt_set import epoch_prompts
 from cxrl.rl.records import RewardTable, Rollout
 from cxrl.rl.rollout import Sampler, batch_noise, start_from
-from cxrl.rl.run_dir import RunDir
-from cxrl.rl.saving import load_run, save_adapter, save_run, save_summary
+from cxrl.rl.run_state import load_run, save_adapter, save_run, save_summary
 from cxrl.rl.seeding import derive_seed, generator, seed_globals
 from cxrl.rl.update import Updater
+from cxrl.scorers.choice import model_choices, phantom_models
+from cxrl.storage.privacy import owner_only
+from cxrl.storage.run_dir import RunDir
 
 
 class Trainer:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cxrl.data.index import CHEXPERT_FINDINGS
-from cxrl.data.phantom import corpus
-from cxrl.data.reports import FINDINGS
+from cxrl.data.phantom.films import corpus
+from cxrl.findings import CHEXPERT_FINDINGS, PHANTOM_FINDINGS
 
 Rows = list[dict[str, str]]
 REPORT = """                                 FINAL REPORT
@@ -25,7 +24,7 @@ REPORT = """                                 FINAL REPORT
  
  COMPARISON:  ___.
  
- FINDINGS: 
+ PHANTOM_FINDINGS: 
  
  The cardiomediastinal silhouette is described here,
  over two lines.
@@ -131,7 +130,7 @@ def write_mimic_tree(
             key = {"dicom_id": dicom, "subject_id": patients[k][1:], "study_id": studies[k][1:]}
             metadata.append({**key, "ViewPosition": view, "Rows": str(size), "Columns": str(size)})
             split.append({**key, "split": name})
-        present = {f for f, v in zip(FINDINGS, films.labels[k].tolist(), strict=True) if v}
+        present = {f for f, v in zip(PHANTOM_FINDINGS, films.labels[k].tolist(), strict=True) if v}
         row = dict.fromkeys(CHEXPERT_FINDINGS, "") | dict.fromkeys(present, "1.0")
         for finding, value in (("Fracture", "0.0"), ("Pneumonia", "-1.0")):
             row[finding] = value

@@ -11,9 +11,10 @@ from PIL import Image
 
 from cxrl.config import DataConfig
 from cxrl.data import openi
-from cxrl.data.index import CHEXPERT_FINDINGS, Index
+from cxrl.data.index import Index
 from cxrl.data.sources import load_index
 from cxrl.errors import CxrlError
+from cxrl.findings import CHEXPERT_FINDINGS
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 
 from cxrl.config import Config
 from cxrl.data.prompts import ReportPrompt
-from cxrl.data.reports import FINDINGS
 from cxrl.data.sources import load_index, load_prompts, message, readable, study_order
 from cxrl.errors import CxrlError
+from cxrl.findings import PHANTOM_FINDINGS
 
 
 class Words:
@@ -99,7 +99,7 @@ def test_nothing_left_says_why(tmp_path: Path, table: Path) -> None:
 
 
 def test_the_phantom_is_as_it_was() -> None:
-    from cxrl.data.phantom import phantom_prompts
+    from cxrl.data.phantom.films import phantom_prompts
 
     class Any1000(Words):
         max_tokens = 1000
@@ -109,7 +109,7 @@ def test_the_phantom_is_as_it_was() -> None:
     assert [(p.prompt_id, p.text, p.labels) for p in chosen.prompts] == [
         (p.prompt_id, p.text, p.labels) for p in phantom_prompts(8, seed=3)
     ]
-    assert chosen.prompts[0].findings == FINDINGS
+    assert chosen.prompts[0].findings == PHANTOM_FINDINGS
     assert message(phantom.data, "train", chosen) == ""
     with pytest.raises(CxrlError, match="phantom has no files"):
         load_index(phantom.data)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from cxrl import evaluate, train
-from cxrl.data.images import to_uint8
-from cxrl.data.phantom import corpus
-from cxrl.models.weights import file_sha256
+from cxrl.data.phantom.films import corpus
+from cxrl.images.png import to_uint8
+from cxrl.scorers.choice import file_sha256
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from cxrl.data.images import SYNTHETIC
+from cxrl.images.png import SYNTHETIC
 
 pytestmark = pytest.mark.slow
 

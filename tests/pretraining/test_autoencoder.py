@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxrl.data.phantom import Films, corpus
+from cxrl.data.phantom.films import Films, corpus
 from cxrl.pretraining.autoencoder import (
     LATENT_CHANNELS,
     PatchDiscriminator,

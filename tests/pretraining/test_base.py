@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
-from cxrl.data.phantom import phantom_prompts
+from cxrl.data.phantom.films import phantom_prompts
 from cxrl.pretraining.autoencoder import build_autoencoder
 from cxrl.pretraining.base import build_scheduler, build_unet, denoising_loss, save_pipeline
 from cxrl.pretraining.text_encoder import MAX_TOKENS, build_text_encoder, build_tokenizer

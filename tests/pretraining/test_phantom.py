@@ -11,8 +11,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from cxrl import pretrain
-from cxrl.data.phantom import corpus
-from cxrl.metrics.judges import load_judges
+from cxrl.data.phantom.films import corpus
+from cxrl.evaluation.judges import load_judges
 from cxrl.pretraining.phantom import SMOKE
 from cxrl.rewards.base import build_rewards
 

@@ -15,11 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from cxrl import pretrain
-from cxrl.data.anatomy import FIELD_OF_VIEW, canonical_grid
-from cxrl.data.phantom import corpus
+from cxrl.data.phantom.films import corpus
+from cxrl.data.phantom.thorax import FIELD_OF_VIEW, canonical_grid
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
-from cxrl.models.scorers import Scorer, load_scorer, save_scorer
 from cxrl.pretraining import posture
 from cxrl.pretraining.fit import FitOptions
 from cxrl.pretraining.posture import (
@@ -41,6 +40,7 @@ from cxrl.pretraining.posture import (
     warp,
 )
 from cxrl.rewards.posture import PostureReward
+from cxrl.scorers.phantom_network import Scorer, load_scorer, save_scorer
 
 PSI = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0], [0.2, -0.1, 0.1, -0.2, 0.3], [-0.1, 0.1, -0.2, 0.1, -0.3]])
 
@@ -81,7 +81,7 @@ def loaded(table: Path) -> PostureFilms:
 
 
 def matrix(psi: Tensor) -> Tensor:
-    """M(psi) [N, 3, 3], as cxrl.data.anatomy writes it."""
+    """M(psi) [N, 3, 3], as cxrl.data.phantom.thorax writes it."""
     rows = []
     for log_sx, log_sy, tx, ty, theta in psi.tolist():
         cos, sin, sx, sy = math.cos(theta), math.sin(theta), math.exp(log_sx), math.exp(log_sy)

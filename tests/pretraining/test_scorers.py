@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cxrl.data.phantom import Films, corpus
-from cxrl.models.scorers import load_scorer, save_scorer
+from cxrl.data.phantom.films import Films, corpus
 from cxrl.pretraining.scorers import fit_scorer, jitter, non_films, vocabulary_of
+from cxrl.scorers.phantom_network import load_scorer, save_scorer
 
 
 @pytest.fixture(scope="module")

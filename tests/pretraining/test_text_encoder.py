@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from cxrl.data.phantom import phantom_prompts
-from cxrl.data.reports import Finding
+from cxrl.data.phantom.films import phantom_prompts
+from cxrl.data.phantom.reports import Finding
 from cxrl.pretraining.text_encoder import (
     MAX_TOKENS,
     build_text_encoder,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxrl.data.phantom import Films, corpus
+from cxrl.data.phantom.films import Films, corpus
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.rewards.base import Reward, build_rewards
 

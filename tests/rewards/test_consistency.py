@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxrl.data.phantom import Films, corpus
+from cxrl.data.phantom.films import Films, corpus
+from cxrl.data.phantom.reports import Finding
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.data.reports import Finding
 from cxrl.rewards.base import Reward
 
 

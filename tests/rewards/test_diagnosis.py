@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxrl.data.index import CHEXPERT_FINDINGS
-from cxrl.data.phantom import Films
+from cxrl.data.phantom.films import Films
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.data.reports import FINDINGS
 from cxrl.errors import CxrlError
+from cxrl.findings import CHEXPERT_FINDINGS, PHANTOM_FINDINGS
 from cxrl.metrics.classification import macro_auroc
-from cxrl.models.scorers import Scorer, ScorerConfig, save_scorer
 from cxrl.rewards.base import Reward, check_labels
 from cxrl.rewards.diagnosis import DiagnosisReward, label_agreement
+from cxrl.scorers.phantom_network import Scorer, ScorerConfig, save_scorer
 
 NAN = math.nan
 
@@ -79,7 +78,7 @@ def in_chexpert_order(batch: PromptBatch) -> PromptBatch:
     """The same prompts with CheXpert's 14 labels: the seven of the phantom by name, the others unknown."""
     prompts = []
     for p in batch.prompts:
-        known = dict(zip(FINDINGS, p.labels, strict=True))
+        known = dict(zip(PHANTOM_FINDINGS, p.labels, strict=True))
         labels = tuple(known.get(name, NAN) for name in CHEXPERT_FINDINGS)
         prompts.append(ReportPrompt(p.prompt_id, p.text, labels, CHEXPERT_FINDINGS))
     return PromptBatch(tuple(prompts), batch.group)
@@ -94,7 +93,7 @@ def test_labels_of_another_data_set_are_matched_by_name(
 
 def test_a_blank_label_is_no_negative(films: Films, batch: PromptBatch, rewards: dict[str, Reward]) -> None:
     positives = tuple(
-        ReportPrompt(p.prompt_id, p.text, tuple(v if v == 1 else NAN for v in p.labels), FINDINGS)
+        ReportPrompt(p.prompt_id, p.text, tuple(v if v == 1 else NAN for v in p.labels), PHANTOM_FINDINGS)
         for p in batch.prompts
     )
     blank = PromptBatch(positives, batch.group)
@@ -120,7 +119,7 @@ def test_a_classifier_names_its_findings(tmp_path: Path) -> None:
         return DiagnosisReward(tmp_path, torch.device("cpu"))
 
     assert reward(2, ("Edema", "Fracture")).findings == ("Edema", "Fracture")
-    assert reward(7, ()).findings == FINDINGS
+    assert reward(7, ()).findings == PHANTOM_FINDINGS
     with pytest.raises(CxrlError, match="has 2 outputs and does not name them"):
         reward(2, ())
     with pytest.raises(ValueError, match="3 outputs for 1 findings"):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxrl.data import phantom
-from cxrl.data.anatomy import Array, Params
-from cxrl.data.phantom import Films, corpus
+from cxrl.data.phantom import films as phantom
+from cxrl.data.phantom.films import Films, corpus
+from cxrl.data.phantom.thorax import Array, Params
 from cxrl.data.prompts import PromptBatch
 from cxrl.rewards.base import Reward
 from cxrl.rewards.posture import misalignment

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from cxrl.config import Config
-from cxrl.data.phantom import Films
+from cxrl.data.phantom.films import Films
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.models.image_text import ImageTextModel
-from cxrl.models.validity import film_validity
-from cxrl.models.weights import file_sha256, model_choices
-from cxrl.models.xrv import XrvClassifier
 from cxrl.rewards import base
 from cxrl.rewards.base import Reward, build_rewards, check_labels
 from cxrl.rewards.diagnosis import label_agreement
+from cxrl.scorers.choice import file_sha256, model_choices
+from cxrl.scorers.image_text import ImageTextModel
+from cxrl.scorers.validity import film_validity
+from cxrl.scorers.xrv_densenet import XrvClassifier
 
 NUM = 4
 NAN = math.nan

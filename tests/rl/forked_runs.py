@@ -23,17 +23,17 @@ from typing import Any
 
 import torch
 
-import cxrl.rl.checkpoint as checkpoint
 import cxrl.rl.trainer as trainer_module
+import cxrl.storage.checkpoint as checkpoint
 from cxrl.cli import run_command
 from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
-from cxrl.rl.run_dir import RunDir
 from cxrl.rl.trainer import Trainer
 from cxrl.rl.update import Updater
+from cxrl.storage.run_dir import RunDir
 
 TIMEOUT = 20.0
 """Seconds that a process waits for another; on a busy machine one may be late by a few."""

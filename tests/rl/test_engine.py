@@ -15,8 +15,8 @@ import torch
 
 import cxrl.rl.engine as module
 from cxrl.errors import CxrlError
-from cxrl.rl.checkpoint import checkpoints, load_checkpoint
 from cxrl.rl.engine import Engine
+from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 
 OPTIONS = ["--preset", "smoke", "--sampler.guidance-scale", "1", "--train.samples-per-prompt", "2"]
 OPTIONS += ["--optim.minibatches", "1", "--eval.num-images", "2", "--eval.bootstrap", "0"]

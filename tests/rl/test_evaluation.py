@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cxrl.config import TrainConfig
-from cxrl.metrics.summary import KEYS, Evaluation
+from cxrl.evaluation.summary import KEYS, Evaluation
 from cxrl.rl.evaluation import Limits
 from cxrl.rl.progress import rollout_diversity
 

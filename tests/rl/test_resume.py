@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from cxrl.models.policy import LORA_FILE
-from cxrl.rl.checkpoint import checkpoints, load_checkpoint
+from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 
 # One script serves the whole module, and a busy machine may be slow.
 pytestmark = pytest.mark.timeout(900)

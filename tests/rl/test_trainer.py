@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import cxrl.rl.checkpoint as checkpoint_module
+import cxrl.storage.checkpoint as checkpoint_module
 from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy, load_policy
-from cxrl.rl.checkpoint import checkpoints, load_checkpoint
 from cxrl.rl.evaluation import Limits
 from cxrl.rl.progress import Reporter
 from cxrl.rl.rollout import sample_images
 from cxrl.rl.seeding import derive_seed
 from cxrl.rl.trainer import Trainer
+from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 
 Make = Callable[..., Config]
 

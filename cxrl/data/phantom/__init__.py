@@ -1,0 +1,1 @@
+"""The procedural chest phantom: films with known pose, findings and report."""

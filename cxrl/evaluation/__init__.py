@@ -1,0 +1,1 @@
+"""Scores of generated images by models that gave no reward."""

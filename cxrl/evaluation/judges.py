@@ -1,0 +1,150 @@
+"""The judges: models that score for evaluation and gave no reward (other architecture, seed and films)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cxrl.config import Config
+from cxrl.errors import CxrlError
+from cxrl.evaluation.reference import reference_features
+from cxrl.scorers.choice import ASSETS, TASKS, ModelChoice, model_choices
+from cxrl.scorers.phantom_network import Scorer, load_scorer
+from cxrl.scorers.protocols import (
+    ConsistencyModel,
+    DiagnosisModel,
+    PostureModel,
+    check_judges,
+    load_consistency,
+    load_diagnosis,
+    load_posture,
+)
+
+PHANTOM_JUDGES = ASSETS / "judges"
+
+
+class Judges:
+    """Posture, findings, image-text agreement and the features of the Fréchet distance.
+
+    Images are float32 [N, 1, H, W] in [0, 1].
+
+    Attributes:
+        findings: Names of the F findings that the classifier knows.
+        reference: float32 [R, D], features of real films, or of clean ones of the phantom; None where there
+            are none, and then there is no Fréchet distance.
+        description: Which models, which features and which reference, for summary.json.
+    """
+
+    def __init__(
+        self,
+        posture: PostureModel,
+        diagnosis: DiagnosisModel,
+        consistency: ConsistencyModel,
+        reference: Tensor | None = None,
+        *,
+        pair: tuple[Scorer, Tensor] | None = None,
+        description: dict[str, Any] | None = None,
+    ) -> None:
+        """``pair``: a second model whose features stand beside the classifier's, and the [D] units."""
+        self._posture, self._diagnosis, self._consistency = posture, diagnosis, consistency
+        self._pair = pair
+        self.findings: tuple[str, ...] = diagnosis.findings
+        self.reference = reference
+        self.description = description or {}
+
+    @torch.no_grad()
+    def posture(self, images: Tensor) -> Tensor:
+        """psi [N, 5], see :mod:`cxrl.rewards.posture`."""
+        return self._posture.pose(images)[0]
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> Tensor:
+        """Probability [N, F] of every finding."""
+        return self._diagnosis.diagnose(images)[0]
+
+    @torch.no_grad()
+    def image_embeds(self, images: Tensor) -> Tensor:
+        """Unit-norm [N, E]."""
+        return self._consistency.embed_images(images)[0]
+
+    @torch.no_grad()
+    def text_embeds(self, texts: list[str]) -> Tensor:
+        """Unit-norm [N, E]."""
+        return self._consistency.text_embeds(texts)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """[N, D]: the last hidden layer of the classifier, for the phantom beside the posture regressor's.
+
+        These two together see what is shown and how it is placed; one is blind to the other's half. Each half
+        is in units of its root-mean-square spread on the clean films, so that neither drowns the other.
+        """
+        if self._pair is None:
+            return self._diagnosis.features(images)
+        model, scale = self._pair
+        return torch.cat([self._diagnosis.features(images), model.features(images)], 1) / scale
+
+
+def load_judges(path: str = "phantom", device: torch.device | str = "cpu") -> Judges:
+    """The judges of a folder that ``cxrl.pretrain`` made; "phantom" is the one that ships.
+
+    Raises:
+        CxrlError: A file is missing or cannot be read.
+    """
+    folder = PHANTOM_JUDGES if path == "phantom" else Path(path)
+    return _judges({task: ModelChoice("eval", task, "", folder) for task in TASKS}, device)
+
+
+def build_judges(config: Config, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Judges:
+    """The judges of a configuration, with the features of real films where they are chosen for them.
+
+    Args:
+        config: ``eval`` says which models, ``data`` where real films are.
+        image_size: (height, width) of generated images; real films are brought to it first.
+        device: Where they judge.
+
+    Raises:
+        CxrlError: A judge is one of the rewards, or a file is missing or cannot be read.
+    """
+    choices = model_choices(config, "eval")
+    check_judges(model_choices(config, "rewards"), choices)
+    judges = _judges(choices, device)
+    if choices["diagnosis"].value:
+        judges.reference, told = reference_features(config, choices["diagnosis"], judges.features, image_size)
+        judges.description |= told
+    return judges
+
+
+def _judges(choices: dict[str, ModelChoice], device: torch.device | str) -> Judges:
+    posture, diagnosis, consistency = choices["posture"], choices["diagnosis"], choices["consistency"]
+    description: dict[str, Any] = {task: choice.value or "phantom" for task, choice in choices.items()}
+    models = (
+        load_posture(posture, device),
+        load_diagnosis(diagnosis, device),
+        load_consistency(consistency, device),
+    )
+    if diagnosis.value:
+        description |= {"features": f"last hidden layer of {diagnosis.value}"}
+        return Judges(*models, description=description)
+    folder = diagnosis.folder
+    beside = models[0] if not posture.value else load_scorer(folder / "posture.safetensors", device=device)
+    assert isinstance(beside, Scorer)
+    reference = folder / "reference.safetensors"
+    try:
+        tensors = load_file(reference)
+        features, scale = tensors["features"].float(), tensors["scale"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CxrlError(
+            f"{reference} cannot be read ({error}); `python -m cxrl.pretrain --preset phantom` makes it"
+        ) from None
+    description |= {
+        "features": "last hidden layers of diagnosis.safetensors and posture.safetensors",
+        "reference": f"{len(features)} clean films of the phantom",
+    }
+    pair = (beside, scale.to(device))
+    return Judges(*models, features.to(device), pair=pair, description=description)

@@ -1,0 +1,144 @@
+"""Features of real films, what the Fréchet distance compares with: computed once per data set and model.
+
+The films are those of the evaluation split, or of a folder. They are brought to the size of the generated
+images before the model resizes them, so that both sides are resampled alike. The cache holds features of real
+films, so only its owner may read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cxrl.config import Config
+from cxrl.data.index import FilmRecord, Tally, describe
+from cxrl.data.sources import cache_folder, load_index
+from cxrl.errors import CxrlError
+from cxrl.images.read import SUFFIXES, read_films
+from cxrl.scorers.choice import ModelChoice, file_sha256
+
+FORMAT = 1
+_AT_ONCE = 64
+
+
+def reference_features(
+    config: Config, choice: ModelChoice, features: Callable[[Tensor], Tensor], image_size: tuple[int, int]
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Features of real films.
+
+    Args:
+        config: ``eval.reference`` and ``eval.num_reference``, ``data`` and ``seed``.
+        choice: The model that ``features`` is of.
+        features: Images float32 [N, 1, H, W] in [0, 1] → [N, D].
+        image_size: (height, width) of generated images.
+
+    Returns:
+        float32 [R, D] on the CPU, or None where there are no films; and what to tell about it in
+        summary.json: ``reference``, or ``no_fid``, the reason why there is none.
+
+    Raises:
+        CxrlError: ``eval.reference`` is no folder with films, or fewer than two can be read.
+    """
+    films, root, where = _films(config)
+    if not films:
+        return None, {"no_fid": where}
+    key = {
+        "format": FORMAT,
+        "model": choice.value,
+        "weights": file_sha256(choice.path),
+        "dtype": choice.dtype,
+        "size": image_size,
+        "films": [(str(root / film.image), *_stat(root / film.image)) for film in films],
+    }
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    folder = cache_folder(config.data)
+    path = folder.parent / "features" / f"{digest[:16]}.safetensors" if folder else None
+    found = _read(path)
+    tally = Tally()
+    if found is None:
+        parts = []
+        for start in range(0, len(films), _AT_ONCE):
+            images, _ = read_films(films[start : start + _AT_ONCE], root, image_size, tally=tally)
+            if len(images):
+                parts.append(features(images).float().cpu())
+        found = torch.cat(parts) if parts else torch.zeros(0, 1)
+        if len(found) < 2:
+            raise CxrlError(
+                f"eval.reference: {len(found)} of {len(films)} real films can be read "
+                f"({describe(tally.counts())}); expected at least two, or eval.reference none"
+            )
+        _write(path, found)
+    return found, {"reference": f"{len(found)} real films of {where}"}
+
+
+def _films(config: Config) -> tuple[list[FilmRecord], Path, str]:
+    """The films, what they are relative to, and where they come from; without films, why there are none."""
+    e, data = config.eval, config.data
+    if e.reference == "none":
+        return [], Path(), "eval.reference is none"
+    if e.reference:
+        root = Path(e.reference)
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES) if root.is_dir() else []
+        if not paths:
+            raise CxrlError(f"eval.reference: {root} is no folder with {', '.join(SUFFIXES)} files, nor none")
+        names = [str(p.relative_to(root)) for p in paths]
+        films = [FilmRecord(i, name, name, "test", "", name, "", ()) for i, name in enumerate(names)]
+        return _some(films, config), root, "the folder eval.reference"
+    if data.source in ("phantom", "prompts") or not data.root:
+        reason = f"data.source {data.source} has no real films; name a folder with eval.reference"
+        return [], Path(), reason
+    index = load_index(data)
+    films = [film for film in index.split(data.eval_split) if film.image]
+    return _some(films, config), index.root, f"split {data.eval_split} of {data.source}"
+
+
+def _some(films: Sequence[FilmRecord], config: Config) -> list[FilmRecord]:
+    """At most ``eval.num_reference`` films, in the order of a digest of (seed, film)."""
+
+    def digest(film: FilmRecord) -> bytes:
+        return hashlib.blake2b(f"{config.seed}/{film.film}".encode(), digest_size=8).digest()
+
+    return sorted(films, key=digest)[: config.eval.num_reference]
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read(path: Path | None) -> Tensor | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        return load(path.read_bytes())["features"]
+    except (SafetensorError, OSError, KeyError):
+        return None
+
+
+def _write(path: Path | None, features: Tensor) -> None:
+    if path is None:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(save({"features": features.contiguous()}))
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CxrlError(
+            f"cannot write {path}: {error.strerror or error}; choose another --data.cache, or none"
+        ) from None

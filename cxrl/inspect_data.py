@@ -1,0 +1,195 @@
+"""``python -m cxrl.data.inspect``: what is in a data set, what was dropped and why, a contact sheet."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cxrl.cli import Parser, add_fields, at_least, run_command
+from cxrl.config import Config, DataConfig
+from cxrl.data.index import SPLITS, Count, FilmRecord, Index, Tally, describe
+from cxrl.errors import CxrlError
+
+CELL, MARGIN, COLUMNS = 192, 10, 6
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status."""
+    return run_command(_inspect, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("cxrl.inspect_data", "Count a data set and show some of its films.")
+    parser.usage = "python -m cxrl.data.inspect --data.source NAME [--data.root PATH] [--out sheet.png]"
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write a contact sheet (PNG) of films")
+    parser.add_argument("--num-films", metavar="N", type=at_least(1), default=24, help="on it; default 24")
+    parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="which ones; default 0")
+    parser.add_argument("--rebuild", action="store_true", help="build the index again, not from the cache")
+    parser.add_argument(
+        "--model.path", metavar="NAME", help="count the reports that this pipeline's tokenizer would cut"
+    )
+    add_fields(parser, parser.add_argument_group("data", DataConfig.help), DataConfig, {})
+    return parser
+
+
+def _inspect(argv: Sequence[str]) -> None:
+    args = vars(_parser().parse(argv))
+    fields = {
+        k.removeprefix("--data."): v for k, v in args.items() if k.startswith("--data.") and v is not None
+    }
+    config = Config.from_dict({"data": fields}).data
+    from cxrl.data.sources import load_index
+
+    index = load_index(config, rebuild=args["rebuild"])
+    print(summary(index))
+    if args["model.path"]:
+        print(_long_reports(index, args["model.path"]))
+    if args["out"]:
+        unreadable = contact_sheet(
+            args["out"], index, num=args["num_films"], seed=args["seed"], restricted=config.is_restricted
+        )
+        if unreadable:
+            print(f"not on the sheet, cannot be read: {describe(unreadable)}")
+        print(f"{args['out']}: films of {index.source}, not synthetic")
+
+
+def summary(index: Index) -> str:
+    """The counts of an index, as text."""
+    head = f"{index.source}: {_sizes(index.films)}"
+    parts = [head, _table(("split", "films", "studies", "patients"), _split_rows(index))]
+    views = Counter(film.view or "not given" for film in index.films)
+    parts.append(_table(("view", "films"), views.most_common()))
+    if index.findings:
+        header = ("finding (studies: present / absent / unknown)", *SPLITS)
+        parts.append(_table(header, _finding_rows(index)))
+    for title, counts in (("dropped films", index.dropped), ("kept, but", index.noted)):
+        rows = [(reason, c.number, ", ".join(c.first)) for reason, c in counts.items()]
+        parts.append(_table((title, "number", "first"), rows or [("none", "", "")]))
+    return "\n\n".join(parts)
+
+
+def _sizes(films: Sequence[FilmRecord]) -> str:
+    studies, patients = len({f.study for f in films}), len({f.patient for f in films})
+    return f"{len(films)} films, {studies} studies, {patients} patients"
+
+
+def _split_rows(index: Index) -> Iterable[tuple[Any, ...]]:
+    for name in SPLITS:
+        films = index.split(name)
+        yield name, len(films), len({f.study for f in films}), len({f.patient for f in films})
+
+
+def _finding_rows(index: Index) -> Iterable[tuple[Any, ...]]:
+    labels = [{f.study: f.labels for f in index.split(name)}.values() for name in SPLITS]
+    for k, finding in enumerate(index.findings):
+        cells = []
+        for rows in labels:
+            values = [row[k] for row in rows]
+            known = values.count(1.0), values.count(0.0)
+            cells.append(f"{known[0]} / {known[1]} / {len(values) - sum(known)}")
+        yield finding, *cells
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(lines)
+
+
+def _long_reports(index: Index, path: str) -> str:
+    """How many distinct reports a tokenizer would cut, by split."""
+    from cxrl.data.sources import choose_prompts
+    from cxrl.models.base import load_tokenizer
+
+    reader, lines = load_tokenizer(path), []
+    for name in SPLITS:
+        films = list({film.study: film for film in index.split(name)}.values())
+        if films:
+            chosen = choose_prompts(
+                films, None, findings=index.findings, reader=reader, on_long_prompt="drop"
+            )
+            lines.append((name, len(chosen.prompts), describe(chosen.skipped)))
+    return "\n" + _table(("split", "usable reports", "left out"), lines)
+
+
+def contact_sheet(
+    path: Path, index: Index, *, num: int = 24, seed: int = 0, restricted: bool = False
+) -> Mapping[str, Count]:
+    """Write a PNG of ``num`` films of different studies, with view, split, findings and text.
+
+    Args:
+        path: The file; for restricted data only its owner may read it.
+        index: Of a data set with images.
+        num: Films on it, if as many can be read.
+        seed: Which ones.
+        restricted: Say on it that it must not be passed on.
+
+    Returns:
+        The films that were to be on it and cannot be read, by reason.
+
+    Raises:
+        CxrlError: No film can be read, or the file cannot be written.
+    """
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+
+    from cxrl.data.sources import study_order
+    from cxrl.images.png import to_uint8, wrap_caption
+    from cxrl.images.read import read_films
+
+    tally = Tally()
+    order = study_order([film for film in index.films if film.image], seed)
+    if not order:
+        raise CxrlError(f"--out: data.source {index.source} has no images here (see data.root)")
+    parts: list[torch.Tensor] = []
+    kept: list[FilmRecord] = []
+    for start in range(0, len(order), num):
+        images, films = read_films(
+            order[start : start + num - len(kept)], index.root, CELL, tally=tally, crop=False
+        )
+        parts.append(images)
+        kept += films
+        if len(kept) >= num or start > 10 * num:
+            break
+    if not kept:
+        raise CxrlError(f"--out: no film can be read: {describe(tally.counts())}")
+    font, line = ImageFont.load_default(11), 14
+    footer = 5 * line
+    rows = -(-len(kept) // COLUMNS)
+    canvas = Image.new("L", (COLUMNS * (CELL + MARGIN) + MARGIN, 2 * line + rows * (CELL + footer)), 255)
+    draw = ImageDraw.Draw(canvas)
+    terms = "; do not pass on" if restricted else ""
+    draw.text((MARGIN, 6), f"{index.source}: films of real patients, or taken for such{terms}", 0, font)
+    for n, (image, film) in enumerate(zip(torch.cat(parts), kept, strict=True)):
+        left, top = MARGIN + n % COLUMNS * (CELL + MARGIN), 2 * line + n // COLUMNS * (CELL + footer)
+        canvas.paste(Image.fromarray(to_uint8(image)), (left, top))
+        found = [name for name, v in zip(index.findings, film.labels, strict=True) if v == 1.0]
+        caption = f"{film.view} {film.split}: {', '.join(found) or '-'}. {film.text}"
+        for k, text in enumerate(wrap_caption(caption, font, CELL)):
+            draw.text((left, top + CELL + 2 + k * line), text, 0, font)
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG")
+    _write(path, buffer.getvalue(), 0o600 if restricted else 0o666)
+    return tally.counts()
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CxrlError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

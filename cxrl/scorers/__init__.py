@@ -1,0 +1,1 @@
+"""Models that score films: what each task must offer, and the networks that do."""

@@ -1,0 +1,222 @@
+"""The judges, those that ship and those for real films, behind one class; and their reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cxrl.config import Config
+from cxrl.data.phantom.films import corpus
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.errors import CxrlError
+from cxrl.evaluation.judges import Judges, build_judges, load_judges
+from cxrl.evaluation.reference import reference_features
+from cxrl.evaluation.summary import evaluate_policy
+from cxrl.images.png import to_uint8
+from cxrl.scorers.choice import ASSETS, ModelChoice, file_sha256
+from cxrl.scorers.phantom_network import load_scorer
+
+CHEX = "densenet121-res224-chex"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve phantoms with reports: six to train, six held out, one of those damaged."""
+    folder = tmp_path_factory.mktemp("films")
+    films = corpus(12, seed=11)
+    lines = ["image,text,split"]
+    for i, image in enumerate(films.pixels()):
+        Image.fromarray(to_uint8(image)).save(folder / f"{i}.png")
+        lines.append(f'{i}.png,"{films.texts[i]} {i}",{"train" if i < 6 else "validate"}')
+    (folder / "7.png").write_bytes(b"not an image")
+    (folder / "films.csv").write_text("\n".join(lines) + "\n")
+    return folder / "films.csv"
+
+
+@pytest.fixture
+def config(table: Path, densenet: Path, make_image_text: Callable[..., Path], tmp_path: Path) -> Config:
+    return Config.from_dict(
+        {
+            "data": {"source": "table", "root": str(table), "cache": str(tmp_path / "cache" / "index")},
+            "eval": {
+                "diagnosis": f"{CHEX}:{densenet}",
+                "consistency": str(make_image_text("siglip")),
+                "sha256": f"diagnosis={file_sha256(densenet)}",
+            },
+        }
+    )
+
+
+def changed(config: Config, **sections: Any) -> Config:
+    return Config.from_dict(sections, config)
+
+
+def test_the_judges_that_ship_are_the_scorers_of_their_folder() -> None:
+    judges, images = load_judges(), corpus(3, seed=12).pixels()
+    posture, diagnosis, pair = (
+        load_scorer(ASSETS / "judges" / f"{t}.safetensors") for t in ("posture", "diagnosis", "consistency")
+    )
+    with torch.no_grad():
+        assert torch.equal(judges.posture(images), posture(images)[0])
+        assert torch.equal(judges.classify(images), diagnosis(images)[0].sigmoid())
+        assert torch.equal(judges.image_embeds(images), pair.image_embeds(images))
+        assert torch.equal(judges.text_embeds(["No edema."]), pair.text_embeds(["No edema."]))
+    assert judges.reference is not None
+    assert judges.features(images).shape == (3, judges.reference.shape[1]) == (3, 128)
+    built = build_judges(Config(), (64, 64))
+    assert built.reference is not None
+    assert torch.equal(built.features(images), judges.features(images))
+    assert torch.equal(built.reference, judges.reference)
+
+
+def test_another_posture_judge_leaves_the_features_as_they_are() -> None:
+    path = ASSETS / "rewards" / "posture.safetensors"
+    made = Config.from_dict(
+        {"rewards": {"names": "diagnosis", "weights": "1"}, "eval": {"posture": str(path)}}
+    )
+    images = corpus(2, seed=12).pixels()
+    judges, shipped = build_judges(made, (64, 64)), load_judges()
+    assert torch.equal(judges.features(images), shipped.features(images))
+    assert not torch.equal(judges.posture(images), shipped.posture(images))
+
+
+def test_real_films_are_the_reference(config: Config, table: Path) -> None:
+    judges = build_judges(config, (64, 64))
+    assert judges.reference is not None
+    assert judges.reference.shape == (5, 1024)
+    assert len(judges.findings) == 11
+    assert judges.description["reference"] == "5 real films of split validate of table"
+    assert judges.description["features"] == f"last hidden layer of {config.eval.diagnosis}"
+    images = corpus(12, seed=11).pixels()[8:9]
+    distance = (judges.features(images) - judges.reference).norm(dim=1)
+    # The film is among its own split's: 8 bits are all that separates them.
+    assert float(distance.min()) < 0.02 * float(distance.max())
+
+
+def test_the_reference_is_computed_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    choice = ModelChoice("eval", "diagnosis", "x", Path())
+    choice = dataclasses.replace(choice, value=str(ASSETS / "judges" / "diagnosis.safetensors"))
+    calls = []
+
+    def features(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return images.flatten(1)[:, :3]
+
+    def found(changes: Config = config, size: tuple[int, int] = (16, 16)) -> Tensor:
+        result, told = reference_features(changes, choice, features, size)
+        assert result is not None
+        assert set(told) == {"reference"}
+        return result
+
+    first = found()
+    assert calls == [5]
+    assert torch.equal(found(), first)
+    assert calls == [5]
+    (file,) = (tmp_path / "cache" / "features").iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    file.write_bytes(b"damaged")
+    assert torch.equal(found(), first)
+    found(size=(32, 32))
+    found(changed(config, eval={"num_reference": 3}))
+    found(changed(config, data={"cache": "none"}))
+    assert calls == [5, 5, 5, calls[3], 5]
+    assert calls[3] in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"eval": {"reference": "none"}}, "eval.reference is none"),
+        ({"data": {"source": "openi", "root": ""}}, "data.source openi has no real films"),
+        (
+            {"data": {"source": "prompts"}},
+            "data.source prompts has no real films; name a folder with eval.reference",
+        ),
+    ],
+)
+def test_without_films_there_is_no_distance_and_a_reason(
+    config: Config, sections: dict[str, Any], reason: str
+) -> None:
+    made = changed(config, **sections)
+    choice = ModelChoice("eval", "diagnosis", made.eval.diagnosis, Path())
+    found, told = reference_features(made, choice, lambda images: images, (8, 8))
+    assert found is None
+    assert reason in told["no_fid"]
+
+
+def test_a_folder_of_films_is_a_reference(config: Config, table: Path, tmp_path: Path) -> None:
+    choice = ModelChoice("eval", "diagnosis", str(ASSETS / "judges" / "diagnosis.safetensors"), Path())
+    made = changed(config, data={"source": "prompts"}, eval={"reference": str(table.parent)})
+    found, told = reference_features(made, choice, lambda images: images.flatten(1), (8, 8))
+    assert found is not None
+    assert found.shape == (11, 64)
+    assert told == {"reference": "11 real films of the folder eval.reference"}
+    for bad in (tmp_path / "nowhere", ASSETS / "judges"):
+        with pytest.raises(CxrlError, match=r"eval\.reference: .* is no folder with \.png"):
+            reference_features(changed(made, eval={"reference": str(bad)}), choice, lambda i: i, (8, 8))
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "a.png").write_bytes(b"")
+    with pytest.raises(CxrlError, match=r"0 of 1 real films can be read \(image corrupt or truncated 1"):
+        reference_features(
+            changed(made, eval={"reference": str(tmp_path / "few")}), choice, lambda i: i, (8, 8)
+        )
+
+
+def test_the_summary_names_models_features_and_the_missing_distance(config: Config) -> None:
+    judges = build_judges(changed(config, eval={"reference": "none"}), (64, 64))
+    prompts = [
+        ReportPrompt(i, text, (float(i == 0), float("nan")), ("No Finding", "Pleural Effusion"))
+        for i, text in enumerate(("no acute .", "left pleural effusion ."))
+    ]
+    images = corpus(2, seed=13).pixels()
+
+    def draw(batch: PromptBatch, anchor: bool) -> Tensor:
+        return images if anchor else images.flip(0)
+
+    summary = evaluate_policy(
+        draw, prompts, judges, num_images=2, samples_per_prompt=1, seed=0, bootstrap=20
+    ).to_dict(wall_seconds=1.0)
+    for side in ("anchor", "policy", "change"):
+        assert summary[side]["fid"] is None
+        assert summary[side]["ci"]["fid"] == [None, None]
+        assert summary[side]["posture"] is not None
+    told = summary["judges"]
+    assert told["diagnosis"] == config.eval.diagnosis
+    assert told["consistency"] == config.eval.consistency
+    assert told["feature_dim"] is None
+    assert told["no_fid"] == "eval.reference is none"
+    assert len(told["findings"]) == 11
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_judge_that_rewards_is_refused(config: Config) -> None:
+    made = changed(config, rewards={"diagnosis": config.eval.diagnosis})
+    with pytest.raises(CxrlError, match=r"is also rewards\.diagnosis; a judge must be another model"):
+        build_judges(made, (64, 64))
+
+
+def test_damaged_judges_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CxrlError, match=r"posture\.safetensors is missing"):
+        load_judges(str(tmp_path))
+    for file in (ASSETS / "judges").iterdir():
+        if file.stem != "reference":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CxrlError, match=r"reference\.safetensors cannot be read"):
+        load_judges(str(tmp_path))
+
+
+def test_what_the_summary_asks_for_is_there() -> None:
+    names = ("findings", "reference", "posture", "classify", "image_embeds", "text_embeds", "features")
+    judges = load_judges()
+    assert isinstance(judges, Judges)
+    assert all(hasattr(judges, name) for name in names)

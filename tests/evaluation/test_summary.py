@@ -1,0 +1,169 @@
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.errors import CxrlError
+from cxrl.evaluation.summary import KEYS, evaluate_images, evaluate_policy, evaluation_batch, summarise
+from cxrl.metrics.classification import macro_auroc
+from cxrl.metrics.distribution import frechet_distance
+
+
+class FakeJudges:
+    """Reads everything off the pixels, so that every score can be computed by hand."""
+
+    findings = ("Bright", "Top")
+
+    def __init__(self, dim=4):
+        self.reference = torch.rand(50, dim, generator=torch.Generator().manual_seed(99))
+
+    def posture(self, images):
+        psi = torch.zeros(len(images), 5)
+        psi[:, 2] = images.mean((1, 2, 3)) - 0.5
+        return psi
+
+    def classify(self, images):
+        return torch.stack([images.mean((1, 2, 3)), images[:, :, :8].mean((1, 2, 3))], 1)
+
+    def image_embeds(self, images):
+        level = images.mean((1, 2, 3))
+        return torch.stack([level, 1 - level], 1)
+
+    def text_embeds(self, texts):
+        return torch.tensor([[1.0, 0.0] if "bright" in text else [0.0, 1.0] for text in texts])
+
+    def features(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def prompts(num):
+    labels = [(float(i % 2), float(i % 3 == 0)) for i in range(num)]
+    return [ReportPrompt(i, "bright" if i % 2 else "dark", labels[i]) for i in range(num)]
+
+
+def pictures(n, seed=0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    level = torch.rand(n, 1, 1, 1, generator=generator)
+    return (0.8 * level + 0.2 * torch.rand(n, 1, 16, 16, generator=generator) + shift).clamp(0, 1)
+
+
+def test_every_value_by_hand():
+    batch = PromptBatch.repeat(prompts(6), 3)
+    images, judges = pictures(18), FakeJudges()
+    result = evaluate_images(images, batch, judges, seed=0, bootstrap=0)
+    level = images.mean((1, 2, 3))
+    bright = torch.tensor([i % 2 == 1 for i in range(6)])[batch.group]
+    cosine = torch.where(bright, level, 1 - level) / torch.stack([level, 1 - level]).norm(dim=0)
+    pairs = [(3 * p + a, 3 * p + b) for p in range(6) for a, b in ((0, 1), (0, 2), (1, 2))]
+    rms = [float((images[a] - images[b]).square().mean().sqrt()) for a, b in pairs]
+    expected = {
+        "posture": -float((level - 0.5).abs().mean()),
+        "auroc": macro_auroc(judges.classify(images), batch.labels)[0],
+        "consistency": float(cosine.mean()),
+        "fid": frechet_distance(judges.features(images), judges.reference),
+        "diversity": sum(rms) / len(rms),
+    }
+    for key, value in expected.items():
+        assert result.values[key] == pytest.approx(value, rel=1e-5), key
+    assert 0 < result.values["ms_ssim"] < 1
+    assert tuple(result.values) == KEYS
+    assert result.to_dict()["ci"]["posture"] == [None, None]
+
+
+def test_intervals_cover_the_estimate_and_are_reproducible():
+    batch = PromptBatch.repeat(prompts(12), 3)
+    first = summarise(pictures(36), batch, FakeJudges(), seed=3, bootstrap=300)
+    for key in KEYS:
+        low, high = first["ci"][key]
+        assert low < first[key] < high, key
+    assert summarise(pictures(36), batch, FakeJudges(), seed=3, bootstrap=300) == first
+    assert summarise(pictures(36), batch, FakeJudges(), seed=4, bootstrap=300)["ci"] != first["ci"]
+    json.dumps(first, allow_nan=False)
+
+
+def test_prompts_are_resampled_and_not_images():
+    # Every prompt's images are equal: 40 copies carry no more information than one.
+    levels = torch.rand(10, 1, 1, 1, generator=torch.Generator().manual_seed(5))
+    few = levels.expand(10, 1, 16, 16).repeat_interleave(2, 0)
+    many = levels.expand(10, 1, 16, 16).repeat_interleave(40, 0)
+    narrow, wide = (
+        summarise(images, PromptBatch.repeat(prompts(10), n), FakeJudges(), seed=0, bootstrap=400)["ci"][
+            "posture"
+        ]
+        for images, n in ((many, 40), (few, 2))
+    )
+    assert narrow == pytest.approx(wide)
+    spread = float((levels.flatten() - 0.5).abs().std()) / math.sqrt(10)
+    assert wide[1] - wide[0] == pytest.approx(2 * 1.96 * spread, rel=0.3)
+
+
+def test_what_is_undefined_is_null():
+    result = summarise(pictures(4), PromptBatch.repeat(prompts(4), 1), FakeJudges(), seed=0, bootstrap=20)
+    assert result["diversity"] is None
+    assert result["ms_ssim"] is None
+    assert result["ci"]["diversity"] == [None, None]
+    single = summarise(pictures(4), PromptBatch.repeat(prompts(1), 4), FakeJudges(), seed=0, bootstrap=20)
+    assert single["auroc"] is None
+    assert single["ci"]["posture"] == [None, None]
+    json.dumps([result, single], allow_nan=False)
+
+
+def test_policy_and_anchor_are_compared_on_the_same_prompts():
+    calls = []
+
+    def draw(batch, anchor):
+        calls.append((batch, anchor))
+        return pictures(len(batch), shift=0.0 if anchor else 0.05)
+
+    settings = {"num_images": 24, "samples_per_prompt": 3, "seed": 1, "bootstrap": 100}
+    summary = evaluate_policy(draw, prompts(8), FakeJudges(), **settings)
+    assert [anchor for _, anchor in calls] == [True, False]
+    assert calls[0][0] is calls[1][0]
+    data = summary.to_dict(wall_seconds=2.5)
+    assert list(data) == ["anchor", "policy", "change", "seed", "wall_seconds", "num_images", "judges"]
+    assert (data["num_images"], data["seed"], data["wall_seconds"]) == (24, 1, 2.5)
+    assert data["judges"] == {"name": "phantom", "feature_dim": 4, "findings": ["Bright", "Top"]}
+    assert data["change"]["posture"] == pytest.approx(data["policy"]["posture"] - data["anchor"]["posture"])
+    paired, each = data["change"]["ci"]["consistency"], data["policy"]["ci"]["consistency"]
+    assert paired[1] - paired[0] < 0.5 * (each[1] - each[0])
+
+    calls.clear()
+    again = evaluate_policy(draw, prompts(8), FakeJudges(), **settings, anchor=summary.anchor)
+    assert [anchor for _, anchor in calls] == [False]
+    assert again.to_dict(wall_seconds=2.5) == data
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "num_images", "counts"),
+    [(8, 24, [3] * 8), (2, 7, [4, 3]), (9, 2, [2]), (50, 10, [4, 3, 3])],
+)
+def test_images_are_spread_over_prompts(num_prompts, num_images, counts):
+    batch = evaluation_batch(prompts(num_prompts), num_images, 3)
+    assert torch.bincount(batch.group).tolist() == counts
+    assert batch.group.tolist() == sorted(batch.group.tolist())
+    assert len(batch.prompts) == len(counts)
+
+
+def test_bad_input_is_named():
+    batch = PromptBatch.repeat(prompts(2), 2)
+    images = pictures(4)
+    images[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"image 3 has values outside \[0, 1\] or nan"):
+        summarise(images, batch, FakeJudges(), seed=0, bootstrap=0)
+    with pytest.raises(ValueError, match=r"expected 4 images \[N, 1, H, W\], got shape \(5"):
+        summarise(pictures(5), batch, FakeJudges(), seed=0, bootstrap=0)
+    with pytest.raises(CxrlError, match="no prompts to evaluate on"):
+        evaluation_batch([], 4, 2)
+
+
+def test_a_summary_of_256_images_is_quick():
+    judges = FakeJudges(dim=128)
+    judges.features = lambda images: images.flatten(1)[:, ::72][:, :128]
+    images = torch.rand(256, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    started = time.process_time()
+    evaluate_images(images, PromptBatch.repeat(prompts(64), 4), judges, seed=0, bootstrap=1000)
+    # The whole summary may take 15 s on one core; the networks of the judges need their part of it.
+    assert time.process_time() - started < 12

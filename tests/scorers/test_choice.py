@@ -1,0 +1,155 @@
+"""Which file an option means, what a configuration needs, and judges that are not rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxrl.config import Config
+from cxrl.errors import CxrlError
+from cxrl.scorers.choice import (
+    TASKS,
+    MissingFile,
+    ModelChoice,
+    model_choices,
+    parse_digests,
+    phantom_models,
+    required_files,
+)
+
+
+def choice(value: str, task: str = "diagnosis", **options: Any) -> ModelChoice:
+    return dataclasses.replace(
+        ModelChoice("rewards", task, value, Path("folder"), cache=Path("c")), **options
+    )
+
+
+def config(**sections: Any) -> Config:
+    return Config.from_dict(sections)
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "kind", "path"),
+    [
+        ("posture", "", "scorer", "folder/posture.safetensors"),
+        ("posture", "mine.safetensors", "scorer", "mine.safetensors"),
+        ("posture", "pspnet", "xrv", "c/pspnet_chestxray_best_model_4.pth"),
+        ("posture", "pspnet:p.pth", "xrv", "p.pth"),
+        ("diagnosis", "", "scorer", "folder/diagnosis.safetensors"),
+        ("diagnosis", "densenet121-res224-nih:/x/a.pt", "xrv", "/x/a.pt"),
+        ("diagnosis", "densenet121-res224-chex:a.safetensors", "xrv", "a.safetensors"),
+        ("consistency", "", "scorer", "folder/consistency.safetensors"),
+        ("consistency", "google/medsiglip-448", "transformers", "google/medsiglip-448"),
+    ],
+)
+def test_what_an_option_means(task: str, value: str, kind: str, path: str) -> None:
+    made = choice(value, task)
+    assert (made.kind, made.path) == (kind, Path(path))
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "message"),
+    [
+        (
+            "diagnosis",
+            "densenet121-res224-chx",
+            r"rewards\.diagnosis: .*did you mean densenet121-res224-chex",
+        ),
+        ("diagnosis", "pspnet", r"'pspnet' is not a \.safetensors file"),
+        ("posture", "psp", r"did you mean pspnet\?"),
+        ("posture", "densenet121-res224-chex", "known: pspnet"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest(task: str, value: str, message: str) -> None:
+    with pytest.raises(CxrlError, match=message):
+        choice(value, task).kind  # noqa: B018
+
+
+def test_digests_are_parsed_and_checked() -> None:
+    assert parse_digests(("diagnosis=" + "AB" * 32,), "eval") == {"diagnosis": "ab" * 32}
+    for bad in ("ab" * 32, "diagnosis=abc", "fid=" + "ab" * 32, "diagnosis=" + "zz" * 32):
+        with pytest.raises(CxrlError, match=r"eval\.sha256: .* is not TASK=DIGEST"):
+            parse_digests((bad,), "eval")
+
+
+def test_choices_follow_the_configuration(tmp_path: Path) -> None:
+    made = config(
+        rewards={
+            "names": "posture,mine",
+            "weights": "1,1",
+            "posture": "pspnet",
+            "batch_size": 5,
+            "dtype": "bfloat16",
+        },
+        eval={
+            "judges": str(tmp_path),
+            "diagnosis": "densenet121-res224-chex",
+            "sha256": "diagnosis=" + "0" * 64,
+        },
+        run={"xrv_cache": str(tmp_path / "cache")},
+    )
+    rewards, judges = model_choices(made, "rewards"), model_choices(made, "eval")
+    assert set(rewards) == {"posture"}
+    assert set(judges) == set(TASKS)
+    assert (rewards["posture"].batch_size, rewards["posture"].dtype) == (5, "bfloat16")
+    assert rewards["posture"].path.parent == tmp_path / "cache"
+    assert judges["posture"].path == tmp_path / "posture.safetensors"
+    assert judges["diagnosis"].expected_sha256 == "0" * 64
+
+
+def test_the_default_needs_what_ships_and_has_it() -> None:
+    found = required_files(Config())
+    assert len(found) == 8
+    assert all(required.is_present for required in found)
+    assert [r.option for r in found][:2] == ["model.path", "rewards.posture"]
+
+
+def test_everything_a_configuration_lacks_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    made = config(
+        model={"path": "some/base"},
+        data={"source": "mimic_cxr", "root": str(tmp_path / "mimic")},
+        rewards={
+            "posture": "pspnet",
+            "diagnosis": "densenet121-res224-mimic_ch",
+            "consistency": "some/siglip",
+        },
+        eval={
+            "posture": "p.safetensors",
+            "diagnosis": "densenet121-res224-nih",
+            "consistency": str(tmp_path),
+        },
+        run={"xrv_cache": str(tmp_path)},
+    )
+    found = {r.option: r for r in required_files(made)}
+    assert set(found) == {
+        "model.path",
+        *(f"{section}.{task}" for section in ("rewards", "eval") for task in TASKS),
+        "data.root",
+        "data.reports",
+    }
+    assert not any(r.is_present for r in found.values())
+    for required in found.values():
+        text = str(MissingFile(required))
+        assert "\n" not in text
+        assert text.startswith(f"{required.option}: ")
+    assert "PhysioNet credential" in str(MissingFile(found["data.reports"]))
+    assert "no SHA-256 is known" in str(MissingFile(found["eval.diagnosis"]))
+    assert "Apache-2.0" in str(MissingFile(found["rewards.diagnosis"]))
+    (tmp_path / "mimic_ch-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt").write_bytes(b"")
+    assert {r.option for r in required_files(made) if r.is_present} == {"rewards.diagnosis"}
+
+
+def test_models_of_the_phantom_are_named_where_the_films_are_others(tmp_path: Path) -> None:
+    assert phantom_models(Config()) == []
+    made = config(
+        data={"source": "prompts", "root": "x.txt"},
+        rewards={"names": "posture", "weights": "1", "posture": "pspnet"},
+        eval={"diagnosis": "densenet121-res224-chex", "consistency": "a/b"},
+    )
+    assert phantom_models(made) == [
+        "eval.posture: models of the phantom, which mean nothing on films (docs/rewards.md)"
+    ]

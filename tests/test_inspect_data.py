@@ -1,0 +1,118 @@
+"""``python -m cxrl.data.inspect`` from its command line to the sheet."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxrl import inspect_data as inspect
+
+
+@pytest.fixture(scope="module")
+def tree(mimic: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    tree = mimic.write_mimic_tree(tmp_path_factory.mktemp("mimic") / "tree", formats=("jpg", "dicom"))
+    tree.image(2).write_bytes(tree.image(2).read_bytes()[:100])
+    return tree
+
+
+def run(tree: Any, *argv: object) -> int:
+    options = ["--data.source", "mimic_cxr", "--data.root", str(tree.root), "--data.cache", "none"]
+    return inspect.main([*options, *map(str, argv)])
+
+
+def line(output: str, start: str) -> str:
+    (found,) = [line for line in output.splitlines() if line.startswith(start)]
+    return " ".join(found.split())
+
+
+def test_counts(tree: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tree, "--data.check-images", "decode") == 0
+    output = capsys.readouterr().out
+    assert output.startswith("mimic_cxr: 9 films, 9 studies, 9 patients")
+    assert line(output, "train") == "train 7 7 7"
+    assert line(output, "validate") == "validate 1 1 1"
+    assert line(output, "PA") == "PA 9"
+    assert line(output, "Fracture") == "Fracture 0 / 7 / 0 0 / 1 / 0 0 / 1 / 0"
+    assert line(output, "Pneumonia") == "Pneumonia 0 / 0 / 7 0 / 0 / 1 0 / 0 / 1"
+    assert line(output, "view LATERAL").startswith("view LATERAL is not in data.views 10 ")
+    assert line(output, "image corrupt") == f"image corrupt or truncated 1 {tree.films[2]}"
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "dicom"])
+def test_a_contact_sheet(
+    tree: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], image_format: str
+) -> None:
+    out = tmp_path / "new" / "sheet.png"
+    assert run(tree, "--out", out, "--num-films", 10, "--data.image-format", image_format) == 0
+    output = capsys.readouterr().out
+    assert ("cannot be read: image corrupt or truncated 1" in output) == (image_format == "jpg")
+    sheet = Image.open(out)
+    assert sheet.text == {}, "real films do not say that they are synthetic"
+    pixels = np.asarray(sheet)
+    assert pixels.shape[1] == inspect.COLUMNS * (inspect.CELL + inspect.MARGIN) + inspect.MARGIN
+    assert pixels[28 : 28 + inspect.CELL, inspect.MARGIN : inspect.MARGIN + inspect.CELL].std() > 20
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert [p.name for p in out.parent.iterdir()] == ["sheet.png"]
+
+
+def test_reports_too_long_for_a_tokenizer(
+    tree: Any, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tree, "--model.path", tiny_pipeline) == 2
+    assert "are longer than the 16 tokens that the text encoder reads" in capsys.readouterr().err
+    assert run(tree, "--model.path", "phantom") == 0
+    output = capsys.readouterr().out
+    assert line(output[output.index("usable reports") :], "train").startswith("train 8")
+
+
+def test_the_cache_is_used_and_rebuilt(tree: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--data.source", "mimic_cxr", "--data.root", str(tree.root), "--data.cache", str(tmp_path)]
+    argv += ["--data.check-images", "exist"]
+    assert inspect.main(argv) == 0
+    tree.image(5).rename(tree.image(5).with_suffix(".old"))
+    assert inspect.main(argv) == 0
+    assert "10 films" in capsys.readouterr().out, "a moved film is not noticed"
+    assert inspect.main([*argv, "--rebuild"]) == 0
+    tree.image(5).with_suffix(".old").rename(tree.image(5))
+    assert "mimic_cxr: 9 films" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "phantom has no files"),
+        (["--data.source", "mimic"], "did you mean mimic_cxr?"),
+        (["--data.source", "mimic_cxr"], "data.root is empty, but data.source mimic_cxr needs it"),
+        (
+            ["--data.source", "table", "--data.root", "/nowhere/t.csv"],
+            "data.root: cannot read /nowhere/t.csv",
+        ),
+        (
+            ["--data.source", "mimic_cxr", "--data.root", "/nowhere"],
+            "expected one mimic-cxr-2.*-metadata.csv.gz",
+        ),
+        (["--num-films", "0"], "'0' is not a whole number of at least 1"),
+        (["--data.rot", "x"], "did you mean --data.root?"),
+    ],
+)
+def test_bad_options_are_one_line(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect.main(argv) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_sheet_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("Clear.\n")
+    argv = ["--data.source", "prompts", "--data.root", str(tmp_path / "p.txt"), "--data.cache", "none"]
+    assert inspect.main([*argv, "--out", str(tmp_path / "s.png")]) == 2
+    assert "--out: data.source prompts has no images here" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("image,text\na.png,Clear.\n")
+    argv = ["--data.source", "table", "--data.root", str(tmp_path / "t.csv"), "--data.cache", "none"]
+    assert inspect.main([*argv, "--out", str(tmp_path / "s.png")]) == 2
+    assert "--out: no film can be read: image missing 1 (a.png)" in capsys.readouterr().err

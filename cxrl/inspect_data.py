@@ -1,4 +1,4 @@
-"""``python -m cxrl.data.inspect``: what is in a data set, what was dropped and why, a contact sheet."""
+"""``python -m cxrl.inspect_data``: what is in a data set, what was dropped and why, a contact sheet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("cxrl.inspect_data", "Count a data set and show some of its films.")
-    parser.usage = "python -m cxrl.data.inspect --data.source NAME [--data.root PATH] [--out sheet.png]"
+    parser.usage = "python -m cxrl.inspect_data --data.source NAME [--data.root PATH] [--out sheet.png]"
     parser.add_argument("--out", metavar="FILE", type=Path, help="write a contact sheet (PNG) of films")
     parser.add_argument("--num-films", metavar="N", type=at_least(1), default=24, help="on it; default 24")
     parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="which ones; default 0")

@@ -1,4 +1,4 @@
-"""``python -m cxrl.data.inspect`` from its command line to the sheet."""
+"""``python -m cxrl.inspect_data`` from its command line to the sheet."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ __all__ = ["Config", "__version__", "evaluate", "generate", "load_policy", "ops"
 if TYPE_CHECKING:
     from cxrl import evaluate, generate, ops, train
     from cxrl.config import Config
-    from cxrl.models.policy import load_policy
     from cxrl.rewards.base import register_reward
+    from cxrl.rl.reopen import load_policy
 
 _ATTRIBUTES = {
     "Config": "cxrl.config",
-    "load_policy": "cxrl.models.policy",
+    "load_policy": "cxrl.rl.reopen",
     "register_reward": "cxrl.rewards.base",
 }
 _MODULES = ("evaluate", "generate", "ops", "train")

@@ -19,7 +19,7 @@ from cxrl.config import Config, sections
 from cxrl.errors import CxrlError, unknown_name
 from cxrl.options import Section, allowed, field_types
 from cxrl.presets import load_preset, load_yaml, presets
-from cxrl.storage.privacy import owner_only
+from cxrl.storage.layout import CONFIG
 
 DEFAULT_PRESET = "phantom"
 EXIT_USER_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
@@ -179,9 +179,9 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
                 f"--resume takes the run's own config.yaml; leave {given} out, override single fields"
             )
         run_dir = Path(args.run_dir or f"runs/{DEFAULT_PRESET}")
-        if not (run_dir / "config.yaml").is_file():
-            raise CxrlError(f"nothing to resume in {run_dir}: it has no config.yaml; start without --resume")
-        base = load_yaml(run_dir / "config.yaml")
+        if not (run_dir / CONFIG).is_file():
+            raise CxrlError(f"nothing to resume in {run_dir}: it has no {CONFIG}; start without --resume")
+        base = load_yaml(run_dir / CONFIG)
     config = resolve(args, base)
     config.data.check_root()
     run_dir = Path(args.run_dir or config.run.dir or f"runs/{config.preset}")
@@ -198,16 +198,6 @@ def at_least(low: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a file whole or not at all, with the folders above it; ``private`` is for its owner alone."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with owner_only(private):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # one that a kill left would keep its mode
-        partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -428,10 +427,9 @@ class Config(Section):
         except CxrlError as error:
             raise CxrlError(f"{source}: {error}") if source else error from None
 
-    def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML, which ``--config`` reads again."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+    def to_yaml(self) -> str:
+        """The resolved configuration as text, which ``--config`` reads again."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
 def _require(claim: object, message: str) -> None:

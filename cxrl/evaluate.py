@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrl.cli import Parser, at_least, run_command, write_text
+from cxrl.cli import Parser, at_least, run_command
+from cxrl.storage.writing import check_writable, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,9 @@ def _evaluate(argv: Sequence[str]) -> None:
     from cxrl.output.terminal import summary_table
     from cxrl.rl.reopen import evaluate_run
 
+    check_writable(args.out, "--out")
     summary = evaluate_run(args.run, num_images=args.num_images)
-    write_text(args.out, json.dumps(summary, indent=2) + "\n")
+    write_json(args.out, summary)
     print(summary_table(summary))
 
 

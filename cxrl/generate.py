@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxrl.cli import Parser, at_least, run_command
+from cxrl.storage.writing import check_folder_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +39,10 @@ def _generate(argv: Sequence[str]) -> None:
     if args.format == "dicom":
         import_pydicom()  # its absence is told before anything is drawn
     seeds = range(args.seed, args.seed + args.num_images)
-    drawing = draw_images(args.run, args.prompt, seeds=seeds, anchor=args.anchor)
-    for path in save_images(args.out, drawing, args.format):
-        print(path)
+    check_folder_writable(args.out, "--out")
+    drawings = draw_images(args.run, args.prompt, seeds=seeds, anchor=args.anchor)
+    for path in save_images(args.out, drawings, args.format):
+        print(path, flush=True)
 
 
 if __name__ == "__main__":

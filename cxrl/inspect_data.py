@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from cxrl.cli import Parser, add_fields, at_least, run_command
 from cxrl.config import Config, DataConfig
 from cxrl.data.index import SPLITS, Count, FilmRecord, Index, Tally, describe
 from cxrl.errors import CxrlError
+from cxrl.storage.writing import write_bytes
 
 CELL, MARGIN, COLUMNS = 192, 10, 6
 
@@ -175,20 +175,8 @@ def contact_sheet(
             draw.text((left, top + CELL + 2 + k * line), text, 0, font)
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG")
-    _write(path, buffer.getvalue(), 0o600 if restricted else 0o666)
+    write_bytes(path, buffer.getvalue(), private=restricted)
     return tally.counts()
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(data)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CxrlError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

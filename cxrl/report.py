@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrl.cli import Parser, run_command, write_text
+from cxrl.cli import Parser, run_command
+from cxrl.storage.writing import check_writable, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def _report(argv: Sequence[str]) -> None:
     from cxrl.output.report import is_restricted, report_page
 
     out = args.out or args.run.resolve().parent / f"{args.run.resolve().name}-report.html"
+    check_writable(out, "--out")
     page = report_page(args.run)
     write_text(out, page, private=is_restricted(args.run))
     print(out)

@@ -19,15 +19,14 @@ def _train(argv: Sequence[str]) -> None:
     from cxrl.rl.trainer import Trainer
 
     reporter = TerminalReporter(options.config.train.num_epochs)
-    trainer = Trainer(
-        options.config,
-        options.run_dir,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        reporter=reporter,
-    )
     try:
-        summary = trainer.run()
+        summary = Trainer(
+            options.config,
+            options.run_dir,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            reporter=reporter,
+        ).run()
     except KeyboardInterrupt:
         resume = f"python -m cxrl.train --run-dir {options.run_dir} --resume"
         raise KeyboardInterrupt(f"go on with: {resume}") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cxrl.errors import CxrlError
+from cxrl.storage.writing import replacing
 
 FORMAT = 1
 SPLITS = ("train", "validate", "test")
@@ -193,12 +192,7 @@ def cached_index(
         except (ValueError, KeyError, TypeError, OSError) as error:
             warnings.warn(f"{path} cannot be read ({error}); building the index again", stacklevel=2)
     index = build()
-    try:
-        _write(path, digest, index)
-    except OSError as error:
-        raise CxrlError(
-            f"cannot write {path}: {error.strerror or error}; choose another --data.cache, or none"
-        ) from None
+    _write(path, digest, index)
     return index
 
 
@@ -208,7 +202,6 @@ def file_key(paths: Iterable[Path]) -> list[list[Any]]:
 
 
 def _write(path: Path, digest: str, index: Index) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     header = {
         "digest": digest,
         "source": index.source,
@@ -220,20 +213,13 @@ def _write(path: Path, digest: str, index: Index) -> None:
             for name, counts in (("dropped", index.dropped), ("noted", index.noted))
         },
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(header) + "\n")
-            for f in index.films:
-                labels = [None if math.isnan(v) else v for v in f.labels]
-                row = [f.study, f.film, f.patient, f.split, f.view, f.image, f.text, labels]
-                file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    hint = "choose another --data.cache, or none"
+    with replacing(path, private=True, hint=hint) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(header) + "\n")
+        for f in index.films:
+            labels = [None if math.isnan(v) else v for v in f.labels]
+            row = [f.study, f.film, f.patient, f.split, f.view, f.image, f.text, labels]
+            file.write(json.dumps(row) + "\n")
 
 
 def _read(path: Path, digest: str) -> Index:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from cxrl.config import Config
@@ -25,6 +24,7 @@ from cxrl.data.sources import cache_folder, load_index
 from cxrl.errors import CxrlError
 from cxrl.images.read import SUFFIXES, read_films
 from cxrl.scorers.choice import ModelChoice, file_sha256
+from cxrl.storage.writing import write_tensors
 
 FORMAT = 1
 _AT_ONCE = 64
@@ -130,15 +130,5 @@ def _read(path: Path | None) -> Tensor | None:
 def _write(path: Path | None, features: Tensor) -> None:
     if path is None:
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(save({"features": features.contiguous()}))
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CxrlError(
-            f"cannot write {path}: {error.strerror or error}; choose another --data.cache, or none"
-        ) from None
+    hint = "choose another --data.cache, or none"
+    write_tensors(path, {"features": features}, private=True, hint=hint)

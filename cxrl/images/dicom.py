@@ -7,7 +7,6 @@ no digital radiograph (DX): that class requires the acquisition to be described,
 from __future__ import annotations
 
 import datetime
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cxrl.errors import CxrlError
 from cxrl.images.png import BANNER, SYNTHETIC, check_image
 from cxrl.images.read import import_pydicom
+from cxrl.storage.writing import replacing
 from cxrl.version import __version__
 
 BITS = 16
@@ -77,13 +76,8 @@ def save_dicom(
     data.SOPClassUID, data.SOPInstanceUID = uids.SecondaryCaptureImageStorage, _new_uid()
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as partial:
         data.save_as(partial, enforce_file_format=True)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CxrlError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _attributes(series: Series, number: int, seed: int, source: str, prompt: str) -> dict[str, Any]:

@@ -9,29 +9,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxrl.config import PolicyConfig
-from cxrl.errors import CxrlError
 from cxrl.models.ace import init_ace
 from cxrl.models.attention import PolicyAttention
-from cxrl.models.base import BaseModel, load_base
-from cxrl.storage.reading import check_weights, read_json, read_tensors
+from cxrl.models.base import BaseModel
+from cxrl.storage.checkpoint import State
+from cxrl.storage.layout import EMA_FILE, WEIGHTS_FILE
+from cxrl.storage.reading import check_weights, field
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-LORA_FILE = "pytorch_lora_weights.safetensors"
-ACE_FILE = "ace.safetensors"
-UNET_FILE = "unet.safetensors"
-ADAPTER_FILE = "adapter.json"
-POLICY_FILE = "policy.json"
-EMA_FILE = "ema.safetensors"
 ACE = "ace"
 """Name of the ACE tensor among the trainable weights."""
 
@@ -189,6 +181,15 @@ class Policy:
             for name, p in self.trainable.items():
                 p.data = live[name]
 
+    @contextlib.contextmanager
+    def as_average(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, these weights are the averaged ones."""
+        own, self.ema = self.ema, weights
+        try:
+            yield
+        finally:
+            self.ema = own
+
     def weights(self) -> dict[str, Tensor]:
         """Name → trainable weights, detached, not copied."""
         return {name: p.detach() for name, p in self.trainable.items()}
@@ -204,123 +205,24 @@ class Policy:
         for name, p in self.trainable.items():
             p.copy_(weights[name])
 
+    def state(self) -> State:
+        """Weights and their average, for a checkpoint."""
+        files = {WEIGHTS_FILE: self.weights(), EMA_FILE: self.ema}
+        return State(files, {"ema_updates": self.num_ema_updates})
+
+    def load_state(self, state: State, source: str) -> None:
+        """Take what :meth:`state` gave. Raises CxrlError, naming ``source``, where it is another policy's."""
+        average = dict(state.tensors[EMA_FILE])
+        check_weights(self.trainable, average, f"{source}/{EMA_FILE}")
+        self.load_weights(dict(state.tensors[WEIGHTS_FILE]), f"{source}/{WEIGHTS_FILE}")
+        self.ema = {name: average[name].to(self.device) for name in self.trainable}
+        self.num_ema_updates = field(state.numbers, "ema_updates", int, source)
+
     def describe(self) -> dict[str, Any]:
-        """What :func:`load_policy` needs besides weights; JSON."""
+        """What :func:`cxrl.rl.reopen.load_policy` needs besides weights; JSON."""
         return {
             "base": self.base.path,
             "base_fingerprint": self.fingerprint,
             "dtype": str(self.base.dtype).removeprefix("torch."),
             "policy": dataclasses.asdict(self.config),
         }
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the averaged weights where plain diffusers can read them.
-
-        ``pytorch_lora_weights.safetensors`` loads with ``pipe.load_lora_weights(folder)``;
-        ``ace.safetensors`` holds one tensor ``ace`` [n, D] to append to ``prompt_embeds``; ``adapter.json``
-        says what they belong to. With ``policy.train full`` the UNet's weights are in ``unet.safetensors``.
-        """
-        from diffusers import StableDiffusionPipeline
-        from peft.utils import get_peft_model_state_dict
-
-        folder.mkdir(parents=True, exist_ok=True)
-        unet = self.base.unet
-        with self.ema_weights():
-            if self.config.train == "lora":
-                state = get_peft_model_state_dict(unet)
-                metadata = unet.peft_config["default"].to_dict()
-                metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()}
-                StableDiffusionPipeline.save_lora_weights(
-                    folder,
-                    unet_lora_layers={k: v.detach().cpu().contiguous() for k, v in state.items()},
-                    unet_lora_adapter_metadata=metadata,
-                )
-                _order_metadata(folder / "pytorch_lora_weights.safetensors")
-            elif self.config.train == "full":
-                save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in unet.state_dict().items()},
-                    folder / UNET_FILE,
-                )
-            if self.ace is not None:
-                save_file({ACE: self.ace.detach().cpu().contiguous()}, folder / ACE_FILE)
-        text = json.dumps(self.describe(), indent=2) + "\n"
-        (folder / ADAPTER_FILE).write_text(text, encoding="utf-8")
-
-    def load_adapter(self, folder: Path) -> None:
-        """Read what :meth:`save_adapter` wrote into the weights and their average.
-
-        Raises:
-            CxrlError: A file is missing, unreadable or of another shape.
-        """
-        weights: dict[str, Tensor] = {}
-        if self.config.train == "lora":
-            for name, tensor in read_tensors(folder / LORA_FILE).items():
-                part = name.removeprefix("unet.").removesuffix(".weight")
-                weights[f"{part}.default.weight"] = tensor
-        elif self.config.train == "full":
-            weights.update(read_tensors(folder / UNET_FILE))
-        if self.ace is not None:
-            weights.update(read_tensors(folder / ACE_FILE))
-        self.load_weights(weights, str(folder))
-        self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
-
-
-def _order_metadata(path: Path) -> None:
-    """Sort a safetensors file's metadata, which is written in random order: equal weights, equal bytes."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-
-
-def load_policy(
-    run_dir: str | Path,
-    *,
-    checkpoint: str | None = None,
-    device: torch.device | str = "cpu",
-    allow_pickle: bool = False,
-    offload: bool = False,
-) -> Policy:
-    """The policy of a run, with its averaged weights.
-
-    Args:
-        run_dir: A run directory.
-        checkpoint: Name of a folder in ``checkpoints/``; by default the finished adapter, or the newest
-            checkpoint while the run has not finished.
-        device: Where the networks go.
-        allow_pickle, offload: As in :func:`cxrl.models.base.load_base`.
-
-    Raises:
-        CxrlError: There is no run, a file is damaged, or the base is not the one it was trained from.
-    """
-    run_dir = Path(run_dir)
-    folder = run_dir / "adapter"
-    if checkpoint is not None:
-        folder = run_dir / "checkpoints" / checkpoint
-    elif not (folder / ADAPTER_FILE).is_file():
-        saved = sorted((run_dir / "checkpoints").glob("step-*"))
-        if not saved:
-            raise CxrlError(f"{run_dir}: no adapter and no checkpoint there; expected the directory of a run")
-        folder = saved[-1]
-    is_adapter = checkpoint is None and folder.name == "adapter"
-    about = read_json(folder / (ADAPTER_FILE if is_adapter else POLICY_FILE))
-    try:
-        config = PolicyConfig(**about["policy"])
-        base = load_base(
-            about["base"], dtype=about["dtype"], device=device, allow_pickle=allow_pickle, offload=offload
-        )
-        fingerprint = about["base_fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise CxrlError(f"{folder}: its description misses or has an unknown {error}") from error
-    policy = Policy(base, config)
-    if policy.fingerprint != fingerprint:
-        raise CxrlError(f"{folder}: was trained from another base than {base.path}, whose weights differ")
-    if is_adapter:
-        policy.load_adapter(folder)
-    else:
-        policy.load_weights(read_tensors(folder / EMA_FILE), str(folder / EMA_FILE))
-        policy.ema = {name: p.detach().clone() for name, p in policy.trainable.items()}
-    return policy

@@ -12,6 +12,7 @@ from typing import Any
 from cxrl.errors import CxrlError
 from cxrl.output.terminal import summary_table
 from cxrl.presets import load_yaml
+from cxrl.storage.layout import CONFIG, METRICS, SAMPLES, SUMMARY
 
 WIDTH, HEIGHT, MARGIN = 340, 150, 30
 COLOURS = ("#1f6f8b", "#c2571a", "#4b7f52", "#7a4ea3", "#b08a00", "#444444")
@@ -37,7 +38,7 @@ TERMS = (
 def is_restricted(run_dir: Path) -> bool:
     """Whether the run's data set may not be passed on. A configuration that cannot be read counts as such."""
     try:
-        return load_yaml(run_dir / "config.yaml").data.is_restricted
+        return load_yaml(run_dir / CONFIG).data.is_restricted
     except CxrlError:
         return True
 
@@ -48,11 +49,11 @@ def report_page(run_dir: Path) -> str:
     Raises:
         CxrlError: There is no run there.
     """
-    config = run_dir / "config.yaml"
+    config = run_dir / CONFIG
     if not config.is_file():
-        raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no config.yaml; see --run")
-    records = read_metrics(run_dir / "metrics.jsonl")
-    summary = run_dir / "summary.json"
+        raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
+    records = read_metrics(run_dir / METRICS)
+    summary = run_dir / SUMMARY
     table = "The run has not finished: no summary yet."
     if summary.is_file():
         try:
@@ -61,7 +62,7 @@ def report_page(run_dir: Path) -> str:
             raise CxrlError(
                 f"{summary} is damaged ({error}); python -m cxrl.evaluate writes a new one"
             ) from None
-    grids = sorted((run_dir / "samples").glob("*.png"))
+    grids = sorted((run_dir / SAMPLES).glob("*.png"))
     body = [
         f"<h1>cxrl run {escape(run_dir.resolve().name)}</h1>",
         "<p><strong>All images are synthetic. Not for diagnosis.</strong></p>",

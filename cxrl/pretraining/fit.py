@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cxrl.errors import CxrlError
+from cxrl.storage.writing import write_tensors
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,7 @@ def _save(
         tensors |= {f"weight.{key}": p.detach(), f"average.{key}": a}
         state = optimizer.state[p]
         tensors |= {f"first.{key}": state["exp_avg"], f"second.{key}": state["exp_avg_sq"]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(
-        {k: v.contiguous().clone() for k, v in tensors.items()},
-        part,
-        metadata={"step": json.dumps(step), "settings": json.dumps(settings)},
-    )
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    write_tensors(path, tensors, metadata={"step": json.dumps(step), "settings": json.dumps(settings)})
 
 
 def _load(

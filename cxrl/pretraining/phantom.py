@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from cxrl.data.phantom.films import Films, corpus
 from cxrl.evaluation.judges import load_judges
 from cxrl.pretraining import autoencoder, base, quality, scorers, text_encoder
 from cxrl.pretraining.fit import FitOptions
 from cxrl.scorers.phantom_network import load_scorer, save_scorer
+from cxrl.storage.writing import write_tensors, write_text
 
 TASKS = ("diagnosis", "posture", "consistency")
 SCORER_POSE_SCALE = 2.0
@@ -97,9 +97,9 @@ def pretrain_phantom(
     save_reference(plan, out / "judges")
     report(f"quality: {plan.num_quality_images} generated images")
     table = quality.measure(out, num_images=plan.num_quality_images, seed=plan.seed)
-    (out / "quality.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_text(out / "quality.json", json.dumps(table, indent=1) + "\n")
     minutes = (time.monotonic() - start) / 60.0
-    (out / "MODEL_CARD.md").write_text(quality.model_card(asdict(plan), table))
+    write_text(out / "MODEL_CARD.md", quality.model_card(asdict(plan), table))
     report(f"{out}: done in {minutes:.0f} minutes")
     return table
 
@@ -193,5 +193,6 @@ def save_reference(plan: PhantomPlan, folder: Path) -> None:
     features = torch.cat(rows)
     halves = features.unflatten(1, (2, -1))
     scale = halves.var(0).mean(1).sqrt().repeat_interleave(halves.shape[2])
-    save_file({"features": (features / scale).half(), "scale": scale}, folder / "reference.safetensors")
+    reference = {"features": (features / scale).half(), "scale": scale}
+    write_tensors(folder / "reference.safetensors", reference)
     load_judges(str(folder))

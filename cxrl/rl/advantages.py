@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cxrl.rl.comparison import group_mean
+from cxrl.rl.groups import group_mean
 from cxrl.rl.records import Advantages
 
 TIE = 1e-6

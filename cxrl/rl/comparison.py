@@ -25,9 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cxrl.config import ComparisonConfig
+from cxrl.config import ComparisonConfig, Config
 from cxrl.ops import pairwise_comparison
+from cxrl.rl.groups import group_mean
 from cxrl.rl.records import Comparison, RewardTable
+from cxrl.storage.checkpoint import State
+from cxrl.storage.layout import BANK_FILE
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,18 @@ class RewardUnits:
 
     mean: Tensor
     std: Tensor
+
+    def state(self) -> State:
+        """For a checkpoint; beside the bank, whose rewards they scale."""
+        return State({BANK_FILE: {"unit_mean": self.mean, "unit_std": self.std}})
+
+    @classmethod
+    def load_state(cls, state: State, device: torch.device) -> RewardUnits | None:
+        """What :meth:`state` gave; None where the run had no rollout yet."""
+        tensors = state.tensors[BANK_FILE]
+        if "unit_mean" not in tensors:
+            return None
+        return cls(tensors["unit_mean"].to(device), tensors["unit_std"].to(device))
 
 
 def reward_units(rewards: RewardTable, group: Tensor) -> RewardUnits:
@@ -57,18 +72,16 @@ def reward_units(rewards: RewardTable, group: Tensor) -> RewardUnits:
     return RewardUnits(values.mean(0).float(), std.float())
 
 
-def group_mean(values: Tensor, group: Tensor) -> Tensor:
-    """Mean over the rows of the same group, at every row. [N, ...] → [N, ...]."""
-    num = int(group.max()) + 1 if group.numel() else 0
-    sums = values.new_zeros(num, *values.shape[1:]).index_add_(0, group, values)
-    counts = torch.bincount(group, minlength=num).clamp(min=1).to(values.dtype)
-    return (sums / counts.view(-1, *[1] * (values.ndim - 1)))[group]
-
-
 def _spread(centred: Tensor, values: Tensor) -> Tensor:
     """Root mean square [K]; 0 where it is only rounding of the values."""
     rms = centred.square().mean(0).sqrt()
     return torch.where(rms > 1e-6 * values.abs().amax(0), rms, torch.zeros_like(rms))
+
+
+def needs_anchor(config: Config) -> bool:
+    """Whether any reward is compared with the anchor's, whose images are then drawn."""
+    c = config.comparison
+    return c.form != "direct" and not set(config.rewards.names) <= set(c.without_anchor)
 
 
 def form_scale(form: str, temperature: float) -> float:

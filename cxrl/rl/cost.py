@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.models.base import DTYPES, PHANTOM
+from cxrl.rl.comparison import needs_anchor
 from cxrl.rl.schedule import ddim_table
 from cxrl.storage.reading import in_hub_cache, read_json
 
@@ -62,10 +63,10 @@ def counts(config: Config) -> Counts:
     chain = sampler.num_steps * branches
     kept = math.ceil(config.optim.timestep_fraction * _policy_steps(config))
     updated = images * kept * config.optim.num_inner_epochs * branches
-    direct = config.comparison.form == "direct"
-    one_to_one = not direct and config.comparison.anchor == "one_to_one"
+    compared = needs_anchor(config)
+    one_to_one = compared and config.comparison.anchor == "one_to_one"
     drawn = min(config.data.num_prompts, train.num_epochs * train.prompts_per_epoch)
-    bank = 0 if direct or one_to_one else drawn * config.comparison.bank_size * chain
+    bank = 0 if not compared or one_to_one else drawn * config.comparison.bank_size * chain
     evaluations = 1 + (0 if train.eval_every == 0 else (train.num_epochs - 1) // train.eval_every)
     return Counts(
         images_per_epoch=images,

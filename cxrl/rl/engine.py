@@ -157,9 +157,14 @@ class Engine:
             with self._together("waiting"):
                 self.accelerator.wait_for_everyone()
 
-    def start_trackers(self) -> None:
-        """Open the trackers; they get numbers, never reports or images."""
-        self.accelerator.init_trackers("train")
+    def start_trackers(self, epoch: int = 0) -> None:
+        """Open the trackers; they get numbers, never reports or images.
+
+        Args:
+            epoch: Epochs completed. TensorBoard forgets what it was told of later ones: they come again.
+        """
+        forget = {"tensorboard": {"purge_step": epoch + 1}} if epoch else {}
+        self.accelerator.init_trackers("train", init_kwargs=forget)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         self.accelerator.log(numbers, step=step)

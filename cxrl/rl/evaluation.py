@@ -1,4 +1,4 @@
-"""Evaluation by judges that gave no reward, image grids, and the limits at which a run stops.
+"""Evaluation by judges that gave no reward, and image grids.
 
 Anchor and policy get the same held-out prompts, the same x_T and the same step noise: their difference is
 paired. The policy is judged with its averaged weights, the ones that are saved.
@@ -7,13 +7,12 @@ paired. The policy is judged with its averaged weights, the ones that are saved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cxrl.config import Config, TrainConfig
+from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.evaluation.summary import (
     Evaluation,
@@ -100,37 +99,3 @@ class Evaluator:
 
     def _judge(self, images: Tensor, bootstrap: int) -> Evaluation:
         return evaluate_images(images, self.batch, self.judges, seed=self.config.seed, bootstrap=bootstrap)
-
-
-@dataclass
-class Limits:
-    """Counts evaluations in a row at which quality or diversity is beyond its limit.
-
-    Attributes:
-        strikes: Such evaluations in a row.
-        reason: Why the run must stop; empty while it may go on.
-    """
-
-    config: TrainConfig
-    strikes: int = 0
-    reason: str = ""
-
-    def check(self, anchor: Evaluation, policy: Evaluation) -> str:
-        """Judge an evaluation. Returns what is beyond its limit in words, empty when all is well."""
-        problems = []
-        share, factor = self.config.early_stop_diversity, self.config.early_stop_fid
-        diversity, fid = policy.values["diversity"], policy.values["fid"]
-        if share and diversity < share * anchor.values["diversity"]:
-            problems.append(
-                f"diversity {diversity:.3g} is below {share:g} × the anchor's "
-                f"{anchor.values['diversity']:.3g} (train.early_stop_diversity)"
-            )
-        if factor and fid > factor * anchor.values["fid"]:
-            problems.append(
-                f"Fréchet distance {fid:.3g} is above {factor:g} × the anchor's {anchor.values['fid']:.3g} "
-                "(train.early_stop_fid)"
-            )
-        self.strikes = self.strikes + 1 if problems else 0
-        if self.strikes >= self.config.patience:
-            self.reason = "; ".join(problems)
-        return "; ".join(problems)

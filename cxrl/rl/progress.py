@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cxrl.rl.comparison import group_mean
+from cxrl.rl.groups import group_mean
 from cxrl.rl.records import Advantages, Comparison, RewardTable, Rollout, UpdateStats
 
 
@@ -70,3 +71,14 @@ def rollout_diversity(images: Tensor, group: Tensor) -> float:
         distance = torch.pdist(own) / flat.shape[1] ** 0.5
         total, pairs = total + float(distance.sum()), pairs + distance.numel()
     return total / pairs if pairs else 0.0
+
+
+def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers as ``a/b`` → float, for trackers."""
+    result: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            result |= flat_numbers(value, f"{prefix}{key}/")
+        else:
+            result[f"{prefix}{key}"] = float(value)
+    return result

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cxrl.config import Config
+from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
 from cxrl.evaluation.judges import build_judges
 from cxrl.images.dicom import Series, save_dicom
 from cxrl.images.png import save_png
-from cxrl.models.policy import Policy, load_policy
+from cxrl.models.adapter import load_adapter, read_description
+from cxrl.models.base import load_base
+from cxrl.models.policy import Policy
 from cxrl.presets import load_yaml
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.seeding import generator
+from cxrl.storage.checkpoint import checkpoints, load_checkpoint
+from cxrl.storage.layout import (
+    ADAPTER,
+    ADAPTER_FILE,
+    CHECKPOINTS,
+    CONFIG,
+    EMA_FILE,
+    GOOD_FILE,
+    STATE_FILE,
+)
 from cxrl.storage.privacy import owner_only
-from cxrl.storage.run_dir import CONFIG
+from cxrl.storage.reading import field, read_json
 
 FORMATS = {"png": ".png", "dicom": ".dcm"}
 
@@ -43,6 +56,63 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
         run_dir, device=engine.device, allow_pickle=model.allow_pickle, offload=model.offload
     )
     return config, policy
+
+
+def load_policy(
+    run_dir: str | Path,
+    *,
+    checkpoint: str | None = None,
+    device: torch.device | str = "cpu",
+    allow_pickle: bool = False,
+    offload: bool = False,
+) -> Policy:
+    """The policy of a run, with its averaged weights.
+
+    Args:
+        run_dir: A run directory.
+        checkpoint: Name of a folder in ``checkpoints/``; by default the newest of adapter and checkpoints.
+        device: Where the networks go.
+        allow_pickle, offload: As in :func:`cxrl.models.base.load_base`.
+
+    Raises:
+        CxrlError: There is no run, a file is damaged, or the base is not the one it was trained from.
+    """
+    folder = _newest(Path(run_dir)) if checkpoint is None else Path(run_dir) / CHECKPOINTS / checkpoint
+    saved = None if folder.name == ADAPTER else load_checkpoint(folder, [EMA_FILE, GOOD_FILE])
+    about = read_description(folder) if saved is None else saved.policy
+    try:
+        config = PolicyConfig(**about["policy"])
+        base = load_base(
+            about["base"], dtype=about["dtype"], device=device, allow_pickle=allow_pickle, offload=offload
+        )
+        fingerprint = about["base_fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise CxrlError(f"{folder}: its description misses or has an unknown {error}") from error
+    policy = Policy(base, config)
+    if policy.fingerprint != fingerprint:
+        raise CxrlError(f"{folder}: was trained from another base than {base.path}, whose weights differ")
+    if saved is None:
+        load_adapter(policy, folder)
+        return policy
+    fell_back = saved.state.get("kept_epoch") != saved.state.get("epoch")
+    name = GOOD_FILE if fell_back else EMA_FILE
+    policy.load_weights(dict(saved.tensors[name]), str(folder / name))
+    policy.ema = {name: p.detach().clone() for name, p in policy.trainable.items()}
+    return policy
+
+
+def _newest(run_dir: Path) -> Path:
+    """The adapter, or the newest checkpoint where the run has gone on since or has not finished."""
+    adapter, saved = run_dir / ADAPTER, checkpoints(run_dir / CHECKPOINTS)
+    if not (adapter / ADAPTER_FILE).is_file():
+        if not saved:
+            raise CxrlError(f"{run_dir}: no adapter and no checkpoint there; expected the directory of a run")
+        return saved[-1]
+    if not saved:
+        return adapter
+    path = saved[-1] / STATE_FILE
+    newer = field(read_json(path), "epoch", int, str(path)) > read_description(adapter).get("epochs", 0)
+    return saved[-1] if newer else adapter
 
 
 @dataclass(frozen=True)
@@ -64,8 +134,9 @@ class Drawing:
     restricted: bool
 
 
-def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: bool) -> Drawing:
-    """Images of one report. An image depends on its seed alone, policy and anchor start from the same x_T.
+def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: bool) -> Iterator[Drawing]:
+    """Images of one report, as many at a time as the run's sampler takes. An image depends on its seed alone,
+    policy and anchor start from the same x_T.
 
     Args:
         run_dir: A run of ``cxrl.train``.
@@ -79,35 +150,38 @@ def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: boo
     if not prompt.strip():
         raise CxrlError("the prompt is empty; expected a report such as 'Small left pleural effusion.'")
     config, policy = open_run(run_dir, Engine(run_dir))
-    batch = PromptBatch.repeat([ReportPrompt(0, prompt, ())], len(seeds))
-    rngs = [generator(seed, "generate", device=policy.device) for seed in seeds]
-    noise = image_noise(rngs, policy.base.latent_shape)
-    images = Sampler(policy, config.sampler).images(batch, noise, anchor=anchor)
-    return Drawing(images, seeds, "anchor" if anchor else "policy", prompt, config.data.is_restricted)
+    sampler, size = Sampler(policy, config.sampler), config.sampler.batch_size
+    source, restricted = "anchor" if anchor else "policy", config.data.is_restricted
+    for start in range(0, len(seeds), size):
+        some = seeds[start : start + size]
+        batch = PromptBatch.repeat([ReportPrompt(0, prompt, ())], len(some))
+        rngs = [generator(seed, "generate", device=policy.device) for seed in some]
+        noise = image_noise(rngs, policy.base.latent_shape)
+        yield Drawing(sampler.images(batch, noise, anchor=anchor), some, source, prompt, restricted)
 
 
-def save_images(out: Path, drawing: Drawing, file_format: str = "png") -> list[Path]:
-    """Write ``out/SOURCE-SEED.png`` or ``.dcm`` for every image, each saying that it is synthetic.
+def save_images(out: Path, drawings: Iterable[Drawing], file_format: str = "png") -> Iterator[Path]:
+    """Write ``out/SOURCE-SEED.png`` or ``.dcm`` for every image as it comes; each says that it is synthetic.
 
     With restricted data the files are their owner's alone and do not hold the prompt, which may quote it.
 
     Raises:
         CxrlError: A file cannot be written, or the format is "dicom" and pydicom is not installed.
     """
-    suffix = FORMATS[file_format]
-    paths = [out / f"{drawing.source}-{seed:06d}{suffix}" for seed in drawing.seeds]
-    source, prompt = drawing.source, "" if drawing.restricted else drawing.prompt
-    series = Series() if file_format == "dicom" else None
-    with owner_only(drawing.restricted):
-        out.mkdir(parents=True, exist_ok=True)
-        for number, (path, image, seed) in enumerate(
-            zip(paths, drawing.images, drawing.seeds, strict=True), 1
-        ):
-            if series is None:
-                save_png(path, image, seed=seed, prompt=prompt, extra={"Source": source})
-            else:
-                save_dicom(path, image, series, number=number, seed=seed, source=source, prompt=prompt)
-    return paths
+    series, number = Series() if file_format == "dicom" else None, 0
+    for drawing in drawings:
+        source, prompt = drawing.source, "" if drawing.restricted else drawing.prompt
+        with owner_only(drawing.restricted):
+            out.mkdir(parents=True, exist_ok=True)
+        for image, seed in zip(drawing.images, drawing.seeds, strict=True):
+            number += 1
+            path = out / f"{source}-{seed:06d}{FORMATS[file_format]}"
+            with owner_only(drawing.restricted):
+                if series is None:
+                    save_png(path, image, seed=seed, prompt=prompt, extra={"Source": source})
+                else:
+                    save_dicom(path, image, series, number=number, seed=seed, source=source, prompt=prompt)
+            yield path
 
 
 def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, Any]:

@@ -1,129 +1,135 @@
-"""What of a trainer goes into a checkpoint and comes back, and the artefacts of a finished run."""
+"""What the next epoch depends on, and its way to the disk and back.
+
+The parts know their own state (``state`` and ``load_state`` of Policy, Updater, AnchorBank, Limits and
+RewardUnits); this collects them, and notes what they belong to: the run, the settings that decide what is
+learned, the base and the reports. A checkpoint of anything else is refused with the first that differs.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from typing import TYPE_CHECKING, Any
+import time
+from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from cxrl.config import Config
 from cxrl.errors import CxrlError
-from cxrl.models.policy import EMA_FILE, Policy
+from cxrl.rl.build import Parts, prompts_digest
 from cxrl.rl.comparison import RewardUnits
-from cxrl.storage.checkpoint import (
-    Checkpoint,
-    checkpoints,
-    load_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-    save_checkpoint,
-    sync,
-)
-from cxrl.storage.reading import check_weights
-from cxrl.storage.run_dir import SUMMARY, RunDir
+from cxrl.rl.engine import Engine
+from cxrl.storage.checkpoint import Checkpoint, State, checkpoints, damaged, load_checkpoint, save_checkpoint
+from cxrl.storage.reading import field
+from cxrl.storage.run_dir import RunDir, check_settings, settings
 
-if TYPE_CHECKING:
-    from cxrl.rl.trainer import Trainer
-
-WEIGHTS_FILE, OPTIMIZER_FILE = "weights.safetensors", "optimizer.safetensors"
-BANK_FILE, GOOD_FILE = "bank.safetensors", "good.safetensors"
+FORMAT = 2
 
 
-def save_run(trainer: Trainer) -> None:
-    """Write a checkpoint of everything that the next epoch depends on.
+class RunState:
+    """Where a run is.
 
-    The main process writes; all must hold the same weights, for a resumed run starts all from these.
-
-    Raises:
-        CxrlError: It cannot be written, or the processes' weights differ.
+    Attributes:
+        epoch: Epochs completed.
+        kept_epoch: Whose averaged weights are the run's result; earlier than ``epoch`` once the limits were
+            passed.
+        units: Fixed scale of the rewards, from the first rollout on.
     """
-    policy, updater = trainer.policy, trainer.updater
-    trainer.engine.check_same({**policy.weights(), **{f"ema/{name}": t for name, t in policy.ema.items()}})
-    units = trainer.units
-    bank = trainer.bank.state()
-    if units is not None:
-        bank |= {"unit_mean": units.mean, "unit_std": units.std}
-    tensors = {
-        WEIGHTS_FILE: policy.weights(),
-        EMA_FILE: policy.ema,
-        GOOD_FILE: trainer.good_ema,
-        OPTIMIZER_FILE: optimizer_tensors(updater.optimizer, policy.trainable),
-        BANK_FILE: bank,
-    }
-    state = {
-        "epoch": trainer.epoch,
-        "step": updater.num_steps,
-        "ema_updates": policy.num_ema_updates,
-        "ema_epoch": trainer.ema_epoch,
-        "good_epoch": trainer.good_epoch,
-        "strikes": trainer.limits.strikes,
-        "stopped_early": trainer.limits.reason,
-        "wall_seconds": trainer.wall_seconds(),
-    }
-    if trainer.engine.is_main:
-        save_checkpoint(
-            trainer.run_dir.checkpoints,
-            Checkpoint(tensors, state, policy.describe()),
-            step=updater.num_steps,
-            keep=trainer.config.train.keep_checkpoints,
-        )
-    trainer.engine.wait()
 
+    def __init__(self, config: Config, parts: Parts, engine: Engine) -> None:
+        self.config, self.parts, self.engine = config, parts, engine
+        self.epoch = self.kept_epoch = 0
+        self.units: RewardUnits | None = None
+        self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._prompts = prompts_digest(parts.prompts)
 
-def load_run(trainer: Trainer) -> None:
-    """Put a trainer where its last checkpoint was; at the beginning where there is none.
+    def wall_seconds(self) -> float:
+        """Time spent on the run, with what came before a resume."""
+        return self._seconds_before + time.perf_counter() - self._started
 
-    Raises:
-        CxrlError: The checkpoint is damaged or belongs to another model; the message says what to do.
-    """
-    saved = checkpoints(trainer.run_dir.checkpoints)
-    if not saved:
-        trainer.reporter.message(f"no checkpoint in {trainer.run_dir.path}: starting from the beginning")
-        return
-    path = saved[-1]
-    checkpoint = load_checkpoint(path)
-    policy, updater, state = trainer.policy, trainer.updater, checkpoint.state
-    if checkpoint.policy["base_fingerprint"] != policy.fingerprint:
-        raise CxrlError(
-            f"{path}: was trained from another base than {policy.base.path}, whose weights differ"
-        )
-    tensors, device = checkpoint.tensors, trainer.engine.device
-    policy.load_weights(dict(tensors[WEIGHTS_FILE]), str(path / WEIGHTS_FILE))
-    for name in (EMA_FILE, GOOD_FILE):
-        check_weights(policy.trainable, dict(tensors[name]), str(path / name))
-    policy.ema = {name: tensors[EMA_FILE][name].to(device) for name in policy.trainable}
-    trainer.good_ema = {name: tensors[GOOD_FILE][name].to(device) for name in policy.trainable}
-    load_optimizer(updater.optimizer, policy.trainable, tensors[OPTIMIZER_FILE], str(path / OPTIMIZER_FILE))
-    bank = dict(tensors[BANK_FILE])
-    if "unit_mean" in bank:
-        trainer.units = RewardUnits(bank["unit_mean"].to(device), bank["unit_std"].to(device))
-    trainer.bank.load_state(bank, device, str(path / BANK_FILE))
-    trainer.epoch, updater.num_steps = state["epoch"], state["step"]
-    policy.num_ema_updates = state["ema_updates"]
-    # Checkpoints from before these two were kept: the average is the last epoch's, no good one is known.
-    trainer.ema_epoch, trainer.good_epoch = state.get("ema_epoch", trainer.epoch), state.get("good_epoch", 0)
-    trainer.limits.strikes, trainer.limits.reason = state["strikes"], state["stopped_early"]
-    trainer.seconds_before = state["wall_seconds"]
-    trainer.reporter.message(f"resuming after epoch {trainer.epoch} from {path}")
+    def save(self, run_dir: RunDir) -> None:
+        """Write a checkpoint. The main process writes; all must hold the same weights, for a resumed run
+        starts all from these.
 
+        Raises:
+            CxrlError: It cannot be written, or the processes' weights differ.
+        """
+        policy, updater = self.parts.policy, self.parts.updater
+        self.engine.check_same({**policy.weights(), **{f"ema/{name}": t for name, t in policy.ema.items()}})
+        if self.engine.is_main:
+            save_checkpoint(
+                run_dir.checkpoints,
+                self._checkpoint(run_dir.run_id),
+                step=updater.num_steps,
+                keep=self.config.train.keep_checkpoints,
+            )
+        self.engine.wait()
 
-def save_adapter(run_dir: RunDir, policy: Policy) -> None:
-    """Write ``adapter/`` beside its place and rename it there. Raises CxrlError when it cannot be written."""
-    partial = run_dir.path / ".adapter.tmp"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        policy.save_adapter(partial)
-        for path in partial.iterdir():
-            sync(path)
-        shutil.rmtree(run_dir.adapter, ignore_errors=True)
-        os.rename(partial, run_dir.adapter)
-    except OSError as error:
-        raise CxrlError(
-            f"cannot write {run_dir.adapter}: {error.strerror or error}; the checkpoint is intact: make room "
-            "and use --resume"
-        ) from error
+    def load(self, run_dir: RunDir) -> Path | None:
+        """Go to the newest checkpoint.
 
+        Returns:
+            Which; None where there is none, and nothing has changed.
 
-def save_summary(run_dir: RunDir, summary: dict[str, Any]) -> None:
-    """Write ``summary.json``."""
-    run_dir.write_atomically(SUMMARY, json.dumps(summary, indent=2) + "\n")
+        Raises:
+            CxrlError: It is damaged or belongs to something else; the message says what to do.
+        """
+        saved = checkpoints(run_dir.checkpoints)
+        if not saved:
+            return None
+        path = saved[-1]
+        checkpoint = load_checkpoint(path)
+        self._check_identity(checkpoint, run_dir, path)
+        state, device, parts = State(checkpoint.tensors, checkpoint.state), self.engine.device, self.parts
+        try:
+            self.epoch = field(state.numbers, "epoch", int, str(path))
+            self.kept_epoch = field(state.numbers, "kept_epoch", int, str(path))
+            self._seconds_before = field(state.numbers, "wall_seconds", float, str(path))
+            parts.policy.load_state(state, str(path))
+            parts.updater.load_state(state, str(path))
+            parts.limits.load_state(state, device, str(path))
+            parts.anchors.bank.load_state(state, device, str(path))
+            self.units = RewardUnits.load_state(state, device)
+        except KeyError as error:
+            raise damaged(path, CxrlError(f"cannot read {path}: {error} is missing")) from error
+        if not parts.limits.reason and (parts.limits.changed or self.epoch < self.config.train.num_epochs):
+            self.kept_epoch = self.epoch  # it goes on, or is judged anew
+        return path
+
+    def _checkpoint(self, run_id: str) -> Checkpoint:
+        p = self.parts
+        states = [p.policy.state(), p.updater.state(), p.limits.state(), p.anchors.bank.state()]
+        if self.units is not None:
+            states.append(self.units.state())
+        tensors: dict[str, dict[str, Tensor]] = {}
+        numbers: dict[str, Any] = {
+            "format": FORMAT,
+            "run": run_id,
+            "epoch": self.epoch,
+            "kept_epoch": self.kept_epoch,
+            "wall_seconds": self.wall_seconds(),
+        }
+        for state in states:
+            for file, named in state.tensors.items():
+                tensors.setdefault(file, {}).update(named)
+            numbers |= state.numbers
+        numbers |= {"prompts": self._prompts, "settings": settings(self.config)}
+        return Checkpoint(tensors, numbers, p.policy.describe())
+
+    def _check_identity(self, checkpoint: Checkpoint, run_dir: RunDir, path: Path) -> None:
+        state, policy = checkpoint.state, self.parts.policy
+        if state.get("format") != FORMAT:
+            raise damaged(path, CxrlError(f"{path} was written by another version of cxrl"))
+        if run_dir.run_id and state.get("run") != run_dir.run_id:
+            raise CxrlError(
+                f"{path} belongs to another run than {run_dir.path}; take it away, or start again"
+            )
+        check_settings(field(state, "settings", dict, str(path)), self.config, path)
+        if checkpoint.policy.get("base_fingerprint") != policy.fingerprint:
+            raise CxrlError(
+                f"{path}: was trained from another base than {policy.base.path}, whose weights differ"
+            )
+        if state.get("prompts") != self._prompts:
+            raise CxrlError(
+                f"{path}: the training reports or their labels are others than when the run was started; put "
+                "data.root back as it was, or start another --run-dir"
+            )

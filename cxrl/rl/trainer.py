@@ -8,8 +8,9 @@ all processes, of which this one holds a share; K rewards; M anchor images a pro
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,33 @@ import torch
 from torch import Tensor
 
 from cxrl.config import Config
-from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.data.sources import load_prompts, message, readable
+from cxrl.data.prompts import PromptBatch
 from cxrl.errors import CxrlError
-from cxrl.evaluation.judges import build_judges
 from cxrl.evaluation.summary import JudgeModels, Summary
-from cxrl.models.base import load_base
-from cxrl.models.policy import Policy
-from cxrl.rewards.base import Reward, build_rewards, check_labels, score_all
+from cxrl.models.adapter import save_adapter
+from cxrl.rewards.base import Reward, score_all
 from cxrl.rl.advantages import advantages
-from cxrl.rl.anchor import AnchorBank, bank_batch, bank_noise
-from cxrl.rl.comparison import RewardUnits, compare, reward_units
+from cxrl.rl.build import Prompts, build
+from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
 from cxrl.rl.epoch_prompts import epoch_prompts
-from cxrl.rl.evaluation import Evaluator, Limits
-from cxrl.rl.progress import Reporter, epoch_record
+from cxrl.rl.progress import Reporter, epoch_record, flat_numbers
 from cxrl.rl.records import RewardTable, Rollout
-from cxrl.rl.rollout import Sampler, batch_noise, start_from
-from cxrl.rl.run_state import load_run, save_adapter, save_run, save_summary
-from cxrl.rl.seeding import derive_seed, generator, seed_globals
-from cxrl.rl.update import Updater
-from cxrl.scorers.choice import model_choices, phantom_models
+from cxrl.rl.rollout import batch_noise
+from cxrl.rl.run_state import RunState
+from cxrl.rl.seeding import generator, seed_globals
+from cxrl.storage.layout import SUMMARY, grid_name
 from cxrl.storage.privacy import owner_only
 from cxrl.storage.run_dir import RunDir
+from cxrl.storage.writing import write_json
 
 
 class Trainer:
     """One run.
 
     Attributes:
-        epoch: Epochs completed.
-        units: Fixed scale of the rewards, from the first rollout on.
+        parts: What it works with.
+        state: Where it is.
     """
 
     def __init__(
@@ -59,28 +56,31 @@ class Trainer:
         overwrite: bool = False,
         rewards: Mapping[str, Reward] | None = None,
         judges: JudgeModels | None = None,
-        prompts: tuple[Sequence[ReportPrompt], Sequence[ReportPrompt]] | None = None,
+        prompts: Prompts | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        """Nothing is loaded or written before :meth:`run`.
+        """Everything is loaded and checked; the run directory is not touched before :meth:`run`.
 
         Args:
             config: All settings.
             run_dir: Where everything is written.
             resume: Go on from the last checkpoint; from the beginning where there is none yet.
             overwrite: Delete the run that the directory holds.
-            rewards: Name → model, in place of the ones that ``config.rewards`` names.
-            judges: In place of ``config.eval.judges``.
-            prompts: (training, held-out) in place of ``config.data``.
+            rewards, judges, prompts: In place of the configuration's, see :func:`cxrl.rl.build.build`.
             reporter: Told about every epoch.
+
+        Raises:
+            CxrlError: Whatever a user can cause.
         """
         self.config, self.run_dir = config, RunDir(run_dir)
         self.resume, self.overwrite = resume, overwrite
-        self._rewards, self._judges, self._prompts = rewards, judges, prompts
         self.reporter = reporter or Reporter()
-        self.epoch = 0
-        self.units: RewardUnits | None = None
-        self.seconds_before = 0.0
+        with owner_only(config.data.is_restricted):
+            self.engine = Engine(self.run_dir.path, config.run.trackers, timeout=config.run.process_timeout)
+            if self.engine.is_main:
+                self.run_dir.check(config, resume=resume, overwrite=overwrite)
+            self.parts = build(config, self.engine, rewards=rewards, judges=judges, prompts=prompts)
+        self.state = RunState(config, self.parts, self.engine)
 
     def run(self) -> dict[str, Any]:
         """Train to the end.
@@ -91,245 +91,186 @@ class Trainer:
         Raises:
             CxrlError: Whatever a user can cause; the last checkpoint stays intact.
         """
-        self._started = time.perf_counter()
-        with owner_only(self.config.data.is_restricted):
-            return self._run()
+        with owner_only(self.config.data.is_restricted), self._running():
+            return self._train()
 
-    def _run(self) -> dict[str, Any]:
-        run = self.config.run
-        self.engine = Engine(self.run_dir.path, run.trackers, timeout=run.process_timeout)
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Inside, the run directory is this run's, and the trackers are open."""
         if self.engine.is_main:
             self.run_dir.claim(self.config, resume=self.resume, overwrite=self.overwrite)
-        self.engine.wait()
-        self._build()
-        if self.resume:
-            load_run(self)
-        if self.engine.is_main:
-            self.run_dir.truncate_metrics(self.epoch)
-        self.engine.start_trackers()
+            for note in self.parts.notes:
+                self.reporter.message(note)
         try:
-            result = self._train()
-        except BaseException:
-            self.engine.abandon()
-            raise
-        self.engine.finish()
-        return result
-
-    def wall_seconds(self) -> float:
-        """Time spent on the run, with what came before a resume."""
-        return self.seconds_before + time.perf_counter() - self._started
-
-    def _build(self) -> None:
-        config = self.config
-        model = config.model
-        base = load_base(
-            model.path,
-            dtype=model.dtype,
-            device=self.engine.device,
-            allow_pickle=model.allow_pickle,
-            offload=model.offload,
-            gradient_checkpointing=model.gradient_checkpointing,
-        )
-        if self._prompts is None:
-            sets = [load_prompts(config, base, split) for split in ("train", "eval")]
-        else:
-            sets = [readable(p, base, config.data.on_long_prompt) for p in self._prompts]
-        self.prompts, held_out = (chosen.prompts for chosen in sets)
-        for split, chosen in zip(("train", "eval"), sets, strict=True):
-            line = message(config.data, split, chosen)
-            if line and self.engine.is_main:
-                self.reporter.message(line)
-        per_epoch = config.train.prompts_per_epoch
-        if per_epoch > len(self.prompts):
-            raise CxrlError(
-                f"train.prompts_per_epoch: {per_epoch}, but there are {len(self.prompts)} prompts"
-            )
-        num = per_epoch * config.train.samples_per_prompt
-        if num < self.engine.world:
-            raise CxrlError(f"{num} samples an epoch for {self.engine.world} processes; raise train.*_per_*")
-        device, names = self.engine.device, config.rewards.names
-        rewards = self._rewards or build_rewards(
-            names, config.rewards.path, device, model_choices(config, "rewards")
-        )
-        self.rewards = {name: rewards[name] for name in names}
-        check_labels(self.rewards, self.prompts)
-        judges = self._judges or build_judges(config, base.image_size, device)
-        if self.engine.is_main and not (self._rewards or self._judges):
-            for line in phantom_models(config):
-                self.reporter.message(f"warning: {line}")
-        self.policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
-        self.sampler = Sampler(self.policy, config.sampler)
-        self.updater = Updater(self.sampler, config.optim, self.engine)
-        self.evaluator = Evaluator(self.sampler, held_out, judges, config, self.engine)
-        self.bank = AnchorBank(config.rewards.names, config.comparison.bank_size)
-        self.limits = Limits(config.train)
-        self.good_ema = {name: value.clone() for name, value in self.policy.ema.items()}
-        self.good_epoch = 0  # whose average good_ema is; 0 before any evaluation was within limits
-        self.ema_epoch = 0  # whose average policy.ema is: behind epoch once good_ema has been put back
+            self.engine.wait()
+            if self.resume:
+                path = self.state.load(self.run_dir)
+                where = f"resuming after epoch {self.state.epoch} from {path}"
+                nothing = f"no checkpoint in {self.run_dir.path}: starting from the beginning"
+                self.reporter.message(where if path else nothing)
+            if self.engine.is_main:
+                for line in self.run_dir.roll_back(self.state.epoch):
+                    self.reporter.message(line)
+            self.engine.start_trackers(self.state.epoch)
+            try:
+                yield
+            except BaseException:
+                self.engine.abandon()
+                raise
+            self.engine.finish()
+        finally:
+            self.run_dir.release()
 
     def _train(self) -> dict[str, Any]:
-        train = self.config.train
+        train, state, limits = self.config.train, self.state, self.parts.limits
         summary: Summary | None = None
-        if self.epoch == 0:
+        if state.epoch == 0:
             self.reporter.message("judging the anchor")
-        self.evaluator.anchor  # noqa: B018 drawn now, so that the first epochs' times are their own
-        while self.epoch < train.num_epochs and not self.limits.reason:
+        self.parts.evaluator.anchor  # noqa: B018 drawn now, so that the first epochs' times are their own
+        while state.epoch < train.num_epochs and not limits.reason:
             record = self._train_epoch()
-            self.epoch += 1
-            self.ema_epoch = self.epoch
-            last = self.epoch == train.num_epochs
+            state.epoch += 1
+            state.kept_epoch = state.epoch
+            last = state.epoch == train.num_epochs
             if last:
-                summary = self._evaluate_at_end(record)
-            elif train.eval_every and self.epoch % train.eval_every == 0:
-                self._evaluate(record)
-            done, wall = self.epoch / train.num_epochs, self.wall_seconds()
+                summary = self._judge_at_end(record)
+            elif train.eval_every and state.epoch % train.eval_every == 0:
+                self._judge(record)
+            done, wall = state.epoch / train.num_epochs, state.wall_seconds()
             record |= {"wall_seconds": wall, "eta_seconds": wall * (1 - done) / done}
             if self.engine.is_main:
                 self.run_dir.append_metrics(record)
-            self.engine.log(_flat_numbers(record), self.epoch)
+            self.engine.log(flat_numbers(record), state.epoch)
             self.reporter.epoch(record)
-            if last or self.limits.reason or self.epoch % train.checkpoint_every == 0:
-                save_run(self)
-        if summary is None:
-            summary = self._evaluate_at_end({})
-        return self._finish(summary)
+            if last or limits.reason or state.epoch % train.checkpoint_every == 0:
+                state.save(self.run_dir)
+        return self._finish(summary or self._judge_at_end({}))
 
     def _train_epoch(self) -> dict[str, Any]:
-        config, epoch = self.config, self.epoch
-        seed_globals(config.seed, epoch)
+        config, parts, state = self.config, self.parts, self.state
+        seed_globals(config.seed, state.epoch)
         clock = _Clock()
-        prompts = epoch_prompts(self.prompts, config.train.prompts_per_epoch, seed=config.seed, epoch=epoch)
+        prompts = epoch_prompts(
+            parts.prompts, config.train.prompts_per_epoch, seed=config.seed, epoch=state.epoch
+        )
         batch = PromptBatch.repeat(prompts, config.train.samples_per_prompt)
         rollout = self._rollout(batch)
         clock.lap("rollout")
-        rewards = self._score(batch, rollout.images, len(batch))
+        rewards = self._score(batch, rollout.images)
         clock.lap("reward")
-        anchors, anchor_of = self._anchors(batch, rollout)
+        anchors, anchor_of = parts.anchors.rewards(rollout, batch, state.epoch, self._score)
         clock.lap("anchor")
         group = batch.group.to(self.engine.device)
-        if self.units is None:
-            self.units = reward_units(rewards, group)
+        if state.units is None:
+            state.units = reward_units(rewards, group)
         comparison = compare(
-            rewards, anchors, anchor_of, config.rewards.weights, self.units, config.comparison
+            rewards, anchors, anchor_of, config.rewards.weights, state.units, config.comparison
         )
         c = config.comparison
         advantage = advantages(comparison.score, group, center=c.center, scale=c.scale, clip=c.advantage_clip)
-        stats = self.updater.update(
+        stats = parts.updater.update(
             rollout,
             advantage.values[self.engine.share(len(batch))],
             len(batch),
-            epoch=epoch,
-            rng=generator(config.seed, "rows", epoch),
+            epoch=state.epoch,
+            rng=generator(config.seed, "rows", state.epoch),
         )
         clock.lap("update")
         return epoch_record(
-            epoch, self.updater.num_steps, rollout, rewards, group, comparison, advantage, stats
-        ) | {"bank_prompts": len(self.bank), "seconds": clock.seconds}
+            state.epoch, parts.updater.num_steps, rollout, rewards, group, comparison, advantage, stats
+        ) | {"bank_prompts": len(parts.anchors.bank), "seconds": clock.seconds}
 
     def _rollout(self, batch: PromptBatch) -> Rollout:
-        share = self.engine.share(len(batch))
-        rng = generator(self.config.seed, "rollout", self.epoch, device=self.engine.device)
-        shape = self.policy.base.latent_shape
+        share, epoch, sampler = self.engine.share(len(batch)), self.state.epoch, self.parts.sampler
+        rng = generator(self.config.seed, "rollout", epoch, device=self.engine.device)
+        shape = self.parts.policy.base.latent_shape
         noise = batch_noise(rng, shape, len(batch), share.start, share.stop)
-        rollout = self.sampler.rollout(batch.slice(share.start, share.stop), noise)
+        rollout = sampler.rollout(batch.slice(share.start, share.stop), noise)
         finite = rollout.latents.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
             bad = int((~finite).nonzero()[0])
             prompt = batch.prompts[int(rollout.batch.group[bad])]
             raise CxrlError(
-                f"epoch {self.epoch}: latents of sample {share.start + bad} (prompt {prompt.prompt_id}) are "
+                f"epoch {epoch}: latents of sample {share.start + bad} (prompt {prompt.prompt_id}) are "
                 "not finite: the policy has diverged; lower the learning rates or raise optim.kl_weight"
             )
         return rollout
 
-    def _score(self, batch: PromptBatch, images: Tensor, total: int) -> RewardTable:
-        """Rewards of all samples [total, K], of which ``images`` are this process's share."""
-        names = self.config.rewards.names
+    def _score(self, batch: PromptBatch, images: Tensor) -> RewardTable:
+        """Rewards [N, K] of all samples of a batch, of which ``images`` are this process's share."""
+        names, total = self.config.rewards.names, len(batch)
         share = self.engine.share(total)
         values = torch.zeros(0, len(names), device=self.engine.device)
         if len(images):
-            scored, values = score_all(self.rewards, images, batch.slice(share.start, share.stop))
+            scored, values = score_all(self.parts.rewards, images, batch.slice(share.start, share.stop))
             values = values[:, [scored.index(name) for name in names]].float().to(self.engine.device)
         return RewardTable(names, self.engine.gather(values, total))
 
-    def _anchors(self, batch: PromptBatch, rollout: Rollout) -> tuple[Tensor | None, Tensor]:
-        """Rewards of anchor images [P, M, K], and which of them each of the N samples is compared with."""
-        c, device = self.config.comparison, self.engine.device
-        group = batch.group.to(device)
-        if c.form == "direct" or set(self.config.rewards.names) <= set(c.without_anchor):
-            return None, group
-        if c.anchor == "one_to_one":
-            share = self.engine.share(len(batch))
-            rng = generator(self.config.seed, "anchor", self.epoch, device=device)
-            shape = self.policy.base.latent_shape
-            # The anchor shares x_T, a part of the state, and draws its own step noise.
-            own = batch_noise(rng, shape, len(batch), share.start, share.stop)
-            noise = start_from(rollout.latents[:, 0], own)
-            images = self.sampler.images(rollout.batch, noise, anchor=True)
-            return self._score(batch, images, len(batch)).values[:, None], torch.arange(
-                len(batch), device=device
-            )
-        missing = self.bank.missing(batch.prompts)
-        if missing:
-            new = bank_batch(missing, c.bank_size)
-            share = self.engine.share(len(new))
-            noise = bank_noise(
-                self.config.seed,
-                missing,
-                c.bank_size,
-                self.policy.base.latent_shape,
-                device,
-                share.start,
-                share.stop,
-            )
-            images = self.sampler.images(new.slice(share.start, share.stop), noise, anchor=True)
-            self.bank.add(missing, self._score(new, images, len(new)).values)
-        return self.bank.table(batch.prompts), group
-
-    def _evaluate(self, record: dict[str, Any]) -> None:
+    def _judge(self, record: dict[str, Any]) -> None:
         """Judge the policy, write a grid, and count strikes."""
-        result, images = self.evaluator.evaluate()
+        state, limits = self.state, self.parts.limits
+        result, images = self.parts.evaluator.evaluate()
         record["eval"] = dict(result.values)
         self._grid(images)
-        problem = self.limits.check(self.evaluator.anchor, result)
-        if not problem:
-            self.good_ema = {name: value.clone() for name, value in self.policy.ema.items()}
-            self.good_epoch = self.epoch
-            return
-        self.reporter.message(f"warning: epoch {self.epoch}: {problem}")
-        if self.limits.reason:
-            self._keep_good()
+        problem = limits.check(self.parts.evaluator.anchor, result, state.epoch)
+        if problem:
+            self.reporter.message(f"warning: epoch {state.epoch}: {problem}")
+        if limits.reason:
+            self._fall_back()
 
-    def _keep_good(self) -> None:
-        self.policy.ema = {name: value.clone() for name, value in self.good_ema.items()}
-        self.ema_epoch = self.good_epoch
-        which = f"of epoch {self.good_epoch}, the last within limits," if self.good_epoch else "of the start"
-        self.reporter.message(f"the weights {which} are kept")
-
-    def _evaluate_at_end(self, record: dict[str, Any]) -> Summary:
+    def _judge_at_end(self, record: dict[str, Any]) -> Summary:
         """The summary; of the last weights within limits, if there were such and the final ones are not."""
-        summary = self.evaluator.summary()
+        state, limits = self.state, self.parts.limits
+        with self._kept_weights():
+            summary = self.parts.evaluator.summary()
         record["eval"] = dict(summary.policy.values)
         self._grid(summary.images)
-        problem = Limits(self.config.train).check(summary.anchor, summary.policy)
+        problem = limits.problems(summary.anchor, summary.policy)
         if problem:
             self.reporter.message(f"warning: at the end: {problem}")
-        if problem and self.good_epoch and self.ema_epoch == self.epoch:
-            self._keep_good()
-            summary = self.evaluator.summary()
+        if problem and limits.good_epoch and state.kept_epoch == state.epoch:
+            self._fall_back()
+            with self._kept_weights():
+                summary = self.parts.evaluator.summary()
             self._grid(summary.images)
         return summary
 
+    def _fall_back(self) -> None:
+        """Keep the last weights within limits."""
+        epoch = self.state.kept_epoch = self.parts.limits.good_epoch
+        which = f"of epoch {epoch}, the last within limits," if epoch else "of the start"
+        self.reporter.message(f"the weights {which} are kept")
+
+    @contextlib.contextmanager
+    def _kept_weights(self) -> Iterator[None]:
+        """Inside, the policy's average is the one that is kept."""
+        state, policy = self.state, self.parts.policy
+        fell_back = state.kept_epoch != state.epoch
+        with policy.as_average(self.parts.limits.good if fell_back else policy.ema):
+            yield
+
     def _grid(self, images: Tensor) -> None:
+        state = self.state
         if self.engine.is_main:
-            self.evaluator.save_grid(self.run_dir.samples / f"epoch-{self.epoch:06d}.png", images)
+            name = grid_name(state.kept_epoch, kept=state.kept_epoch != state.epoch)
+            self.parts.evaluator.save_grid(self.run_dir.samples / name, images)
 
     def _finish(self, summary: Summary) -> dict[str, Any]:
-        result = summary.to_dict(wall_seconds=self.wall_seconds())
-        result |= {"epochs": self.epoch, "kept_epoch": self.ema_epoch, "stopped_early": self.limits.reason}
+        state, s = self.state, self.config.sampler
+        where = {"epochs": state.epoch, "kept_epoch": state.kept_epoch}
+        result = summary.to_dict(wall_seconds=state.wall_seconds())
+        result |= where | {"stopped_early": self.parts.limits.reason}
+        sampler = {
+            "num_steps": s.num_steps,
+            "eta": s.eta,
+            "guidance_scale": s.guidance_scale,
+            "timestep_spacing": s.timestep_spacing,
+        }
         if self.engine.is_main:
-            save_adapter(self.run_dir, self.policy)
-            save_summary(self.run_dir, result)
+            about = {**where, "step": self.parts.updater.num_steps, "sampler": sampler}
+            with self._kept_weights():
+                save_adapter(self.parts.policy, self.run_dir.adapter, about)
+            write_json(self.run_dir.path / SUMMARY, result, hint="make room and use --resume")
         self.engine.wait()
         return result
 
@@ -345,13 +286,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
-
-
-def _flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    result: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            result |= _flat_numbers(value, f"{prefix}{key}/")
-        else:
-            result[f"{prefix}{key}"] = float(value)
-    return result

@@ -25,6 +25,9 @@ from cxrl.rl.engine import Engine
 from cxrl.rl.loss import ppo_loss, step_kl
 from cxrl.rl.records import Rollout, UpdateStats
 from cxrl.rl.rollout import Sampler
+from cxrl.storage.checkpoint import State
+from cxrl.storage.layout import OPTIMIZER_FILE
+from cxrl.storage.reading import check_weights, field
 
 NUM_PROBE_ROWS = 16
 """Rows on which the KL to the anchor is watched when it is not in the loss."""
@@ -60,6 +63,28 @@ class Updater:
         self.num_steps = 0
         fp16 = self.policy.base.dtype == torch.float16
         self._loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
+
+    def state(self) -> State:
+        """AdamW's, by the weights' names: ``<name>/exp_avg``, ``<name>/exp_avg_sq``, ``<name>/step``."""
+        tensors = {
+            f"{name}/{key}": value
+            for name, p in self.policy.trainable.items()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        }
+        return State({OPTIMIZER_FILE: tensors}, {"step": self.num_steps})
+
+    def load_state(self, state: State, source: str) -> None:
+        """Take what :meth:`state` gave. Raises CxrlError, naming ``source``, where it is of other weights."""
+        tensors, parameters = state.tensors[OPTIMIZER_FILE], self.policy.trainable
+        moments = {n.removesuffix("/exp_avg"): t for n, t in tensors.items() if n.endswith("/exp_avg")}
+        if moments:
+            check_weights(parameters, moments, f"{source}/{OPTIMIZER_FILE}")
+        self.optimizer.state.clear()
+        for key, value in tensors.items():
+            name, _, entry = key.rpartition("/")
+            p = parameters[name]
+            self.optimizer.state[p][entry] = value.to(p.device)
+        self.num_steps = field(state.numbers, "step", int, source)
 
     def update(
         self, rollout: Rollout, advantages: Tensor, total: int, *, epoch: int, rng: torch.Generator

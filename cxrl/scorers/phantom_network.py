@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cxrl.errors import CxrlError
 from cxrl.findings import PHANTOM_FINDINGS
+from cxrl.storage.writing import write_tensors
 
 
 @dataclass(frozen=True)
@@ -213,12 +214,8 @@ class Scorer(nn.Module):
 
 def save_scorer(scorer: Scorer, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
     """One safetensors file; the configuration is in its metadata."""
-    tensors = {
-        k: v.detach().to(dtype if v.is_floating_point() else v.dtype).contiguous().clone()
-        for k, v in scorer.state_dict().items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"config": json.dumps(asdict(scorer.config))})
+    tensors = {k: v.to(dtype if v.is_floating_point() else v.dtype) for k, v in scorer.state_dict().items()}
+    write_tensors(path, tensors, metadata={"config": json.dumps(asdict(scorer.config))})
 
 
 def load_scorer(path: Path, *, device: torch.device | str = "cpu") -> Scorer:

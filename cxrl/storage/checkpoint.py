@@ -2,37 +2,54 @@
 
     checkpoints/step-NNNNNN/   NNNNNN optimizer steps
         weights.safetensors    trainable weights            ema.safetensors    their average
-        optimizer.safetensors  AdamW's moments and steps    bank.safetensors   anchor rewards by prompt
+        optimizer.safetensors  AdamW's moments and steps    bank.safetensors   anchor rewards by prompt, units
         good.safetensors       average of the last evaluation within limits
-        state.json             numbers                      policy.json        what the weights belong to
+        state.json             numbers, and what they belong to: run, settings, base, models, reports
+        policy.json            what the weights belong to
         manifest.json          size and SHA-256 of every other file
 
 Written to a temporary folder, every file fsynced, then renamed. Random numbers need no state: every
-generator is a function of (seed, purpose, epoch), so the epoch restores them.
+generator is a function of (seed, purpose, epoch), so the epoch restores them. Only what bears a name and a
+manifest of ours counts as a checkpoint, and only files of ours are ever deleted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cxrl.errors import CxrlError
-from cxrl.models.policy import EMA_FILE, POLICY_FILE
-from cxrl.storage.reading import check_weights, read_json, read_tensors
+from cxrl.storage.layout import (
+    CHECKPOINT_FILES,
+    MANIFEST,
+    PARTIAL,
+    POLICY_FILE,
+    STATE_FILE,
+    is_temporary,
+    step_name,
+    step_number,
+)
+from cxrl.storage.reading import check_files, describe_file, read_json, read_tensors
+from cxrl.storage.writing import sync, write_json, write_tensors
 
-MANIFEST, STATE_FILE = "manifest.json", "state.json"
-_TEMPORARY = ".partial-"
+
+@dataclass(frozen=True)
+class State:
+    """What a part of a run gives to a checkpoint and takes back.
+
+    Attributes:
+        tensors: File name → tensors; parts may share a file.
+        numbers: JSON.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,27 +73,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int, keep: in
     Raises:
         CxrlError: It could not be written, as when the disk is full; the older checkpoints are untouched.
     """
-    target = folder / f"step-{step:06d}"
-    partial = folder / f"{_TEMPORARY}{target.name}"
+    target = folder / step_name(step)
+    partial = folder / f"{PARTIAL}{target.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        _delete(partial)
         partial.mkdir()
         for name, tensors in checkpoint.tensors.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name)
-        _write_json(partial / STATE_FILE, checkpoint.state)
-        _write_json(partial / POLICY_FILE, checkpoint.policy)
-        manifest = {path.name: _describe(path) for path in sorted(partial.iterdir())}
-        _write_json(partial / MANIFEST, manifest)
-        for path in partial.iterdir():
-            sync(path)
+            write_tensors(partial / name, tensors)
+        write_json(partial / STATE_FILE, checkpoint.state)
+        write_json(partial / POLICY_FILE, checkpoint.policy)
+        write_json(partial / MANIFEST, {path.name: describe_file(path) for path in sorted(partial.iterdir())})
         sync(partial)
         if target.exists():  # left by a run that was killed between this rename and the next epoch
-            _discard(target)
+            delete_checkpoint(target)
         os.rename(partial, target)
         sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, CxrlError) as error:
+        with contextlib.suppress(OSError):
+            _delete(partial)
         older = checkpoints(folder)
         kept = f"{older[-1]} is intact" if older else "there is no older one"
         reason = getattr(error, "strerror", None) or str(error)
@@ -84,102 +99,86 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int, keep: in
             f"cannot write checkpoint {target}: {reason}; {kept}; make room and go on with --resume"
         ) from error
     for old in checkpoints(folder)[:-keep]:
-        _discard(old)
+        delete_checkpoint(old)
     return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Complete checkpoints, oldest first; anything else in the folder is passed over."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        step = step_number(path.name)
+        if step is not None and path.is_dir() and not path.is_symlink():
+            found[step] = path
+    return [found[step] for step in sorted(found)]
+
+
+def strays(folder: Path) -> list[str]:
+    """Names in a folder of checkpoints that are none."""
+    ours = {path.name for path in checkpoints(folder)}
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return sorted(name for name in names - ours if not name.startswith(PARTIAL))
 
 
 def remove_partial(folder: Path) -> None:
     """Delete what a killed process left half written or half deleted."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{PARTIAL}*"):
+        _delete(path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, files: Sequence[str] | None = None) -> Checkpoint:
     """Read a checkpoint and check it against its manifest.
+
+    Args:
+        path: ``checkpoints/step-NNNNNN``.
+        files: Of the tensors, those to read; None is all. All are checked.
 
     Raises:
         CxrlError: A file is missing, truncated or damaged; the message names it and says what to do.
     """
     try:
-        manifest = read_json(path / MANIFEST)
-        for name, expected in manifest.items():
-            if not (path / name).is_file():
-                raise CxrlError(f"cannot read {path / name}: it is missing")
-            found = _describe(path / name)
-            if found["size"] != expected["size"]:
-                raise CxrlError(
-                    f"cannot read {path / name}: {found['size']} bytes, expected {expected['size']}"
-                )
-            if found["sha256"] != expected["sha256"]:
-                raise CxrlError(f"cannot read {path / name}: its content has changed since it was written")
-        tensors = {n: read_tensors(path / n) for n in manifest if n.endswith(".safetensors")}
+        names = check_files(path, read_json(path / MANIFEST))
+        for name in CHECKPOINT_FILES:
+            if name not in names and name != MANIFEST:
+                raise CxrlError(f"cannot read {path / name}: it is missing in {MANIFEST}")
+        wanted = [n for n in names if n.endswith(".safetensors") and (files is None or n in files)]
+        tensors = {n: read_tensors(path / n) for n in wanted}
         return Checkpoint(tensors, read_json(path / STATE_FILE), read_json(path / POLICY_FILE))
     except (CxrlError, OSError) as error:
-        older = [p for p in checkpoints(path.parent) if p < path]
-        advice = f"to go on from {older[-1].name}" if older else "to start again, there is no older one"
-        raise CxrlError(f"{error}; delete {path} and use --resume {advice}") from error
+        raise damaged(path, error) from error
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, Tensor]:
-    """AdamW's state by the weights' names: ``<name>/exp_avg``, ``<name>/exp_avg_sq``, ``<name>/step``."""
-    return {
-        f"{name}/{key}": value
-        for name, p in parameters.items()
-        for key, value in optimizer.state.get(p, {}).items()
-    }
+def damaged(path: Path, error: Exception) -> CxrlError:
+    """The error for a checkpoint that cannot be used, with what to do about it."""
+    number = step_number(path.name) or 0
+    older = [p for p in checkpoints(path.parent) if (step_number(p.name) or 0) < number]
+    advice = f"to go on from {older[-1].name}" if older else "to start again, there is no older one"
+    return CxrlError(f"{error}; delete {path} and use --resume {advice}")
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.nn.Parameter],
-    tensors: Mapping[str, Tensor],
-    source: str,
-) -> None:
-    """Put back what :func:`optimizer_tensors` gave. Raises CxrlError when it belongs to other weights."""
-    moments = {n.removesuffix("/exp_avg"): t for n, t in tensors.items() if n.endswith("/exp_avg")}
-    if moments:
-        check_weights(parameters, moments, source)
-    optimizer.state.clear()
-    for key, value in tensors.items():
-        name, _, field = key.rpartition("/")
-        p = parameters[name]
-        optimizer.state[p][field] = value.to(p.device)
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _discard(path: Path) -> None:
-    """Delete a checkpoint so that a kill on the way leaves no half of it under its name."""
-    doomed = path.with_name(f"{_TEMPORARY}old-{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint so that a kill on the way leaves no half of it under its name. One that holds files
+    of others stays, under a name that is no checkpoint's.
+    """
+    if {p.name for p in path.iterdir()} - set(CHECKPOINT_FILES):
+        aside, number = path, 0
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}-kept-{number}")
+        os.rename(path, aside)
+        return
+    doomed = path.with_name(f"{PARTIAL}old-{path.name}")
+    _delete(doomed)
     os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    _delete(doomed)
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-__all__ = ["EMA_FILE", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+def _delete(folder: Path) -> None:
+    """Delete the files that a checkpoint has, and the folder once it is empty."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    for path in folder.iterdir():
+        if path.name in CHECKPOINT_FILES or is_temporary(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()

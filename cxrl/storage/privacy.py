@@ -24,3 +24,10 @@ def owner_only(private: bool) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def current_umask() -> int:
+    """The bits that new files lack. The system tells only while it sets one."""
+    mask = os.umask(_NO_OTHERS)
+    os.umask(mask)
+    return mask

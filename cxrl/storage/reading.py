@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,61 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CxrlError naming the file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CxrlError(f"cannot read {path}: {reason}; it is missing, truncated or damaged") from error
     if not isinstance(data, dict):
         raise CxrlError(f"cannot read {path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """``size`` in bytes and ``sha256`` of a file, for a manifest."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def check_files(folder: Path, described: Any) -> list[str]:
+    """The names of a manifest, whose files are all there and as they were written.
+
+    Args:
+        folder: Where the files are.
+        described: Name → what :func:`describe_file` said.
+
+    Raises:
+        CxrlError: The manifest is damaged, or a file is missing, truncated or changed; it is named.
+    """
+    if not isinstance(described, Mapping) or not all(
+        Path(str(name)).name == name and isinstance(about, Mapping) and {"size", "sha256"} <= about.keys()
+        for name, about in described.items()
+    ):
+        raise CxrlError(f"cannot read {folder}: its list of files is damaged")
+    for name, expected in described.items():
+        try:
+            found = describe_file(folder / name)
+        except FileNotFoundError:
+            raise CxrlError(f"cannot read {folder / name}: it is missing") from None
+        except OSError as error:
+            raise CxrlError(f"cannot read {folder / name}: {error.strerror or error}") from None
+        if found["size"] != expected["size"]:
+            raise CxrlError(
+                f"cannot read {folder / name}: {found['size']} bytes, expected {expected['size']}"
+            )
+        if found["sha256"] != expected["sha256"]:
+            raise CxrlError(f"cannot read {folder / name}: its content has changed since it was written")
+    return list(described)
+
+
+def field(data: Mapping[str, Any], name: str, kind: type, source: str) -> Any:
+    """``data[name]``, which must be of that type (an int counts as float). Raises CxrlError naming both."""
+    value = data.get(name)
+    kinds = (int, float) if kind is float else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise CxrlError(f"cannot read {source}: {name} is {value!r}, expected {kind.__name__}; it is damaged")
+    return value
 
 
 def in_hub_cache(repo: str, file: str) -> Path | None:

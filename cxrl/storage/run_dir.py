@@ -1,26 +1,31 @@
-"""The run directory: who may use it, what is in it, and the metrics of every epoch.
+"""The run directory: whose it is, who may write to it, and the metrics of every epoch.
 
-config.yaml  metrics.jsonl  summary.json  checkpoints/  adapter/  samples/  logs/
+A folder is a run's by a marker that was written here and a configuration that loads, never by the names in
+it. Whatever else lies there is not touched: it is refused where it bears a name of ours, and passed over
+where it does not. The marker is locked while a process works on the run; the system lets go of it when that
+process dies, however it does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.presets import load_yaml
-from cxrl.storage.checkpoint import checkpoints, remove_partial, sync
+from cxrl.storage import layout
+from cxrl.storage.checkpoint import checkpoints, delete_checkpoint, remove_partial, strays
 from cxrl.storage.privacy import owner_only
+from cxrl.storage.writing import cannot_write, check_folder_writable, write_json, write_text
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
-CHECKPOINTS, ADAPTER, SAMPLES, LOGS = "checkpoints", "adapter", "samples", "logs"
-_CONTENT = (CONFIG, METRICS, SUMMARY, CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
+FORMAT = 1
 
 MAY_CHANGE = (
     "run",
@@ -46,113 +51,282 @@ class RunDir:
 
     Attributes:
         path: The directory.
+        run_id: Names the run, from :meth:`claim` on; a checkpoint says to which run it belongs.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.run_id = ""
+        self._lock: _Lock | None = None
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS
+        return self.path / layout.CHECKPOINTS
 
     @property
     def adapter(self) -> Path:
-        return self.path / ADAPTER
+        return self.path / layout.ADAPTER
 
     @property
     def samples(self) -> Path:
-        return self.path / SAMPLES
+        return self.path / layout.SAMPLES
 
-    def holds_run(self) -> bool:
-        """Whether a run has begun here."""
-        return (self.path / CONFIG).exists() or bool(checkpoints(self.checkpoints))
-
-    def claim(self, config: Config, *, resume: bool, overwrite: bool) -> None:
-        """Make the directory ready and write the configuration. Restricted data: for the owner alone, as are
-        the folders above that did not exist.
+    def check(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a run that :meth:`claim` would refuse, before anything is loaded. Changes nothing.
 
         Raises:
-            CxrlError: It cannot be written, it holds a run and neither flag is given, or a resumed run's
-                configuration differs in what it learns.
+            CxrlError: It cannot be written, another process works on it, it holds what is not ours or a run
+                and neither flag is given, or a resumed run's configuration differs in what it learns.
         """
         if resume and overwrite:
             raise CxrlError("--resume and --overwrite contradict each other; give one")
-        try:
-            with owner_only(config.data.is_restricted):
-                self.path.mkdir(parents=True, exist_ok=True)
-            if config.data.is_restricted:
-                self.path.chmod(0o700)  # reports and images of a run quote the data set
-            probe = self.path / ".write-test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
+        check_folder_writable(self.path, "--run-dir")
+        if not self._is_ours():
+            return
+        if not (resume or overwrite) and self._holds_work():
             raise CxrlError(
-                f"run directory {self.path} cannot be written: {error.strerror or error}; choose another "
-                "with --run-dir"
+                f"{self.path} already holds a run; go on with --resume, replace it with --overwrite, or "
+                "choose another --run-dir"
+            )
+        if resume and (self.path / layout.CONFIG).exists():
+            check_same(load_yaml(self.path / layout.CONFIG), config, self.path / layout.CONFIG)
+        if self._lock is None:
+            _Lock(self.path / layout.MARKER).close()
+
+    def claim(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+        """Make the directory this run's, until :meth:`release`, and write the configuration. Restricted data:
+        for the owner alone, as are the folders above that did not exist.
+
+        A run that has not completed an epoch holds nothing to lose: it is replaced without a flag.
+
+        Raises:
+            CxrlError: As :meth:`check`.
+        """
+        private, marker = config.data.is_restricted, self.path / layout.MARKER
+        self.check(config, resume=resume, overwrite=overwrite)
+        try:
+            with owner_only(private):
+                self.path.mkdir(parents=True, exist_ok=True)
+                if private:
+                    self.path.chmod(0o700)  # reports and images of a run quote the data set
+                _make_marker(marker)
+                self._lock = _Lock(marker)
+                self.check(config, resume=resume, overwrite=overwrite)  # what was there may have changed
+                self.run_id = _read_marker(marker)
+                if overwrite or not (resume or self._holds_work()):
+                    self._clear()
+                remove_partial(self.checkpoints)
+                self._remove_temporary()
+                for name in (layout.CHECKPOINTS, layout.SAMPLES, layout.LOGS):
+                    (self.path / name).mkdir(exist_ok=True)
+                write_text(self.path / layout.CONFIG, config.to_yaml())
+        except OSError as error:
+            self.release()
+            raise cannot_write(
+                Path(error.filename or self.path), error, "choose another --run-dir"
             ) from error
-        if self.holds_run():
-            if overwrite:
-                self._clear()
-            elif not resume:
-                raise CxrlError(
-                    f"{self.path} already holds a run; go on with --resume, replace it with --overwrite, or "
-                    "choose another --run-dir"
-                )
-        with owner_only(config.data.is_restricted):
-            self._prepare(config, resume)
+        except BaseException:
+            self.release()
+            raise
 
-    def _prepare(self, config: Config, resume: bool) -> None:
-        remove_partial(self.checkpoints)
-        if resume and (self.path / CONFIG).exists():
-            check_same(load_yaml(self.path / CONFIG), config, self.path / CONFIG)
-        for folder in (self.checkpoints, self.samples, self.path / LOGS):
-            folder.mkdir(exist_ok=True)
-        partial = self.path / f".{CONFIG}.tmp"
-        config.save(partial)
-        os.replace(partial, self.path / CONFIG)
+    def release(self) -> None:
+        """Let another process work here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
-    def _clear(self) -> None:
-        """Delete the run and nothing else; the configuration last, so that a kill leaves a recognisable
-        run."""
-        for name in reversed(_CONTENT):
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def roll_back(self, epochs: int) -> list[str]:
+        """Make the folder say what a run of ``epochs`` epochs says: later ones will be written again.
 
-    def truncate_metrics(self, epochs: int) -> None:
-        """Keep the lines of the first ``epochs`` epochs: later ones will be written again."""
-        path = self.path / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        Returns:
+            What the user should know, a line each.
+        """
+        path = self.path / layout.METRICS
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _epoch_of(line) < epochs]
-        self.write_atomically(METRICS, "".join(f"{line}\n" for line in kept))
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        if _epochs(self.adapter / layout.ADAPTER_FILE) > epochs:
+            remove_adapter(self.adapter)
+        if _epochs(self.path / layout.SUMMARY) > epochs:
+            (self.path / layout.SUMMARY).unlink()
+        ignored = strays(self.checkpoints)
+        return [f"{self.checkpoints}: no checkpoints, passed over: {', '.join(ignored)}"] if ignored else []
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add the line of an epoch."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add the line of an epoch. Raises CxrlError when it cannot be written."""
+        path = self.path / layout.METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error, "make room and go on with --resume") from error
 
-    def write_atomically(self, name: str, text: str) -> None:
-        """Write a file of the directory so that it is the old or the new one, never half of it."""
-        partial = self.path / f".{name}.tmp"
-        partial.write_text(text, encoding="utf-8")
-        sync(partial)
-        os.replace(partial, self.path / name)
+    def _is_ours(self) -> bool:
+        """Whether a run of ours is here; False for a folder with none of our names.
+
+        Raises:
+            CxrlError: Something bears a name of ours and is not a run's: nothing here may be touched.
+        """
+        if not self.path.exists():
+            return False
+        named = [name for name in (*layout.FILES, *layout.FOLDERS) if os.path.lexists(self.path / name)]
+        if not named:
+            return False
+        marker, config = self.path / layout.MARKER, self.path / layout.CONFIG
+        if layout.MARKER not in named:
+            raise self._foreign(named, f"there is no {layout.MARKER} of a run beside them")
+        _read_marker(marker)
+        wrong = [name for name in named if not _is_kind(self.path / name, folder=name in layout.FOLDERS)]
+        if wrong:
+            raise self._foreign(wrong, "a run has another kind of file there")
+        if config.exists():
+            try:
+                load_yaml(config)
+            except CxrlError as error:
+                raise self._foreign([layout.CONFIG], f"it does not load: {error}") from None
+        return True
+
+    def _foreign(self, names: Iterable[str], reason: str) -> CxrlError:
+        return CxrlError(
+            f"{self.path} holds what this run did not write: {', '.join(names)} ({reason}); nothing was "
+            "touched: move it away, or choose another --run-dir"
+        )
+
+    def _holds_work(self) -> bool:
+        """Whether an epoch was completed here."""
+        metrics = self.path / layout.METRICS
+        return bool(
+            checkpoints(self.checkpoints)
+            or (metrics.is_file() and metrics.stat().st_size)
+            or (self.path / layout.SUMMARY).exists()
+            or (self.adapter / layout.ADAPTER_FILE).exists()
+        )
+
+    def _clear(self) -> None:
+        """Delete what runs write and nothing else; the configuration last, so that a kill leaves a
+        recognisable run. The marker stays.
+        """
+        for name in (layout.SUMMARY, layout.METRICS):
+            (self.path / name).unlink(missing_ok=True)
+        remove_adapter(self.adapter)
+        for path in checkpoints(self.checkpoints):
+            delete_checkpoint(path)
+        remove_partial(self.checkpoints)
+        for path in self.samples.glob("epoch-*.png"):
+            if layout.is_grid(path.name):
+                path.unlink()
+        for path in (self.path / layout.LOGS).rglob("*"):
+            if layout.is_event_file(path.name) and path.is_file():
+                path.unlink()
+        for name in layout.FOLDERS:
+            for folder in (*(p for p in (self.path / name).glob("*") if p.is_dir()), self.path / name):
+                with contextlib.suppress(OSError):  # missing, or with something in it that is not ours
+                    folder.rmdir()
+        (self.path / layout.CONFIG).unlink(missing_ok=True)
+
+    def _remove_temporary(self) -> None:
+        """Delete what killed processes were writing."""
+        for folder in (self.path, self.samples, self.adapter):
+            for path in folder.glob(".*"):
+                if layout.is_temporary(path.name) and path.is_file():
+                    path.unlink(missing_ok=True)
+
+
+class _Lock:
+    """An exclusive lock of a file, which ends with the process. Raises CxrlError when another has it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise CxrlError(
+                f"another process is working on the run in {path.parent}; wait for it, or choose another "
+                "--run-dir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def remove_adapter(folder: Path) -> None:
+    """Delete the files of an adapter, its description first: what is left is then recognised as none."""
+    for name in reversed(layout.ADAPTER_FILES):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _make_marker(path: Path) -> None:
+    """Write a marker where there is none. Of two processes one makes it, and both find the same."""
+    if path.exists():
+        return
+    partial = path.with_name(layout.temporary_name(path.name, os.getpid()))
+    write_json(partial, {"format": FORMAT, "run": uuid.uuid4().hex})
+    try:
+        os.link(partial, path)  # unlike a rename, it fails where another was quicker
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_marker(path: Path) -> str:
+    """The run that a marker names. Raises CxrlError where it is not one of ours."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] == FORMAT and len(bytes.fromhex(data["run"])) == 16:
+            return data["run"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise CxrlError(
+        f"{path} was not written by this version of cxrl: nothing in {path.parent} was touched; choose "
+        "another --run-dir"
+    )
+
+
+def _is_kind(path: Path, *, folder: bool) -> bool:
+    return path.is_dir() if folder else path.is_file()
 
 
 def check_same(saved: Config, config: Config, source: Path) -> None:
     """Raise CxrlError naming the first setting that a resumed run must not change."""
-    old, new = _flat(saved.to_dict()), _flat(config.to_dict())
+    check_settings(settings(saved), config, source)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run learns, by their full names; JSON."""
+    return {
+        name: value
+        for name, value in _flat(config.to_dict()).items()
+        if name != "preset" and not any(name == p or name.startswith(f"{p}.") for p in MAY_CHANGE)
+    }
+
+
+def check_settings(old: Mapping[str, Any], config: Config, source: Path) -> None:
+    """As :func:`check_same`, with what :func:`settings` gave when the run was saved."""
+    new = settings(config)
     for name in sorted(old.keys() | new.keys()):
-        allowed = name == "preset" or any(name == p or name.startswith(f"{p}.") for p in MAY_CHANGE)
-        if old.get(name) != new.get(name) and not allowed:
+        if old.get(name) != new.get(name):
             raise CxrlError(
                 f"{name}: {new.get(name)!r}, but the run in {source} was started with {old.get(name)!r}; "
                 "resume with the same settings, or start another --run-dir"
             )
+
+
+def _epochs(path: Path) -> float:
+    """The epochs of a summary or an adapter; 0 where there is none, and more than any where it is damaged."""
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["epochs"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

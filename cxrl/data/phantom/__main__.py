@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cxrl.data.phantom.films import IMAGE_SIZE, corpus
 from cxrl.data.phantom.reports import Finding
+from cxrl.storage.writing import replacing
 
 CONTACT_SHEET: tuple[tuple[str, tuple[Finding, ...]], ...] = (
     ("No Finding", ()),
@@ -51,7 +52,8 @@ def contact_sheet(
         pen.multiline_text(
             (left + 3, top + 3), caption[:per_line] + "\n" + caption[per_line : 2 * per_line], 230, font
         )
-    sheet.save(path)
+    with replacing(path) as partial:
+        sheet.save(partial, format="PNG")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,131 @@
+"""The parts of a run, made from its configuration. Everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cxrl.config import Config
+from cxrl.data.prompts import ReportPrompt
+from cxrl.data.sources import load_prompts, message, readable
+from cxrl.errors import CxrlError
+from cxrl.evaluation.judges import build_judges
+from cxrl.evaluation.summary import JudgeModels
+from cxrl.models.base import load_base
+from cxrl.models.policy import Policy
+from cxrl.rewards.base import Reward, build_rewards, check_labels
+from cxrl.rl.anchor import Anchors
+from cxrl.rl.engine import Engine
+from cxrl.rl.evaluation import Evaluator
+from cxrl.rl.limits import Limits
+from cxrl.rl.rollout import Sampler
+from cxrl.rl.seeding import derive_seed
+from cxrl.rl.update import Updater
+from cxrl.scorers.choice import model_choices, phantom_models
+
+Prompts = tuple[Sequence[ReportPrompt], Sequence[ReportPrompt]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with.
+
+    Attributes:
+        prompts: Training reports.
+        rewards: Name → model, in the order of ``config.rewards.names``.
+        policy: What learns; its base is the anchor.
+        sampler: Draws with it.
+        updater: Teaches it.
+        anchors: Draw what its images are compared with.
+        evaluator: Judges it.
+        limits: Stop it.
+        notes: What the user should know of the reports and models.
+    """
+
+    prompts: tuple[ReportPrompt, ...]
+    rewards: dict[str, Reward]
+    policy: Policy
+    sampler: Sampler
+    updater: Updater
+    anchors: Anchors
+    evaluator: Evaluator
+    limits: Limits
+    notes: tuple[str, ...]
+
+
+def build(
+    config: Config,
+    engine: Engine,
+    *,
+    rewards: Mapping[str, Reward] | None = None,
+    judges: JudgeModels | None = None,
+    prompts: Prompts | None = None,
+) -> Parts:
+    """Load and make everything; write nothing but caches.
+
+    Args:
+        config: All settings.
+        engine: The processes.
+        rewards: Name → model, in place of the ones that ``config.rewards`` names.
+        judges: In place of ``config.eval.judges``.
+        prompts: (training, held-out) in place of ``config.data``.
+
+    Raises:
+        CxrlError: A model or a report cannot be had, or they do not fit the configuration.
+    """
+    model = config.model
+    base = load_base(
+        model.path,
+        dtype=model.dtype,
+        device=engine.device,
+        allow_pickle=model.allow_pickle,
+        offload=model.offload,
+        gradient_checkpointing=model.gradient_checkpointing,
+    )
+    if prompts is None:
+        sets = [load_prompts(config, base, split) for split in ("train", "eval")]
+    else:
+        sets = [readable(p, base, config.data.on_long_prompt) for p in prompts]
+    notes = [message(config.data, split, s) for split, s in zip(("train", "eval"), sets, strict=True)]
+    training, held_out = (chosen.prompts for chosen in sets)
+    _check_epoch(config, len(training), engine.world)
+    names = config.rewards.names
+    made = rewards or build_rewards(
+        names, config.rewards.path, engine.device, model_choices(config, "rewards")
+    )
+    made = {name: made[name] for name in names}
+    check_labels(made, training)
+    judged_by = judges or build_judges(config, base.image_size, engine.device)
+    if not (rewards or judges):
+        notes += [f"warning: {line}" for line in phantom_models(config)]
+    policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
+    sampler = Sampler(policy, config.sampler)
+    return Parts(
+        prompts=training,
+        rewards=made,
+        policy=policy,
+        sampler=sampler,
+        updater=Updater(sampler, config.optim, engine),
+        anchors=Anchors(sampler, config, engine),
+        evaluator=Evaluator(sampler, held_out, judged_by, config, engine),
+        limits=Limits(config.train, policy),
+        notes=tuple(note for note in notes if note),
+    )
+
+
+def prompts_digest(prompts: Sequence[ReportPrompt]) -> str:
+    """Hex digest of reports with their labels, which a resumed run must find as they were."""
+    digest = hashlib.sha256()
+    for p in prompts:
+        digest.update(f"{p.prompt_id}\0{p.text}\0{p.labels}\0{p.findings}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _check_epoch(config: Config, num_prompts: int, num_processes: int) -> None:
+    per_epoch = config.train.prompts_per_epoch
+    if per_epoch > num_prompts:
+        raise CxrlError(f"train.prompts_per_epoch: {per_epoch}, but there are {num_prompts} prompts")
+    num = per_epoch * config.train.samples_per_prompt
+    if num < num_processes:
+        raise CxrlError(f"{num} samples an epoch for {num_processes} processes; raise train.*_per_*")

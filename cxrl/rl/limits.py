@@ -1,0 +1,99 @@
+"""The limits at which a run stops, and which weights are kept when it has passed them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cxrl.config import TrainConfig
+from cxrl.evaluation.summary import Evaluation
+from cxrl.models.policy import Policy
+from cxrl.storage.checkpoint import State
+from cxrl.storage.layout import GOOD_FILE
+from cxrl.storage.reading import check_weights, field
+
+
+class Limits:
+    """Counts evaluations in a row at which quality or diversity is beyond its limit.
+
+    Attributes:
+        strikes: Such evaluations in a row.
+        reason: Why the run must stop; empty while it may go on.
+        good: Name → averaged weights of the last evaluation within limits; of the start before there was one.
+        good_epoch: Whose they are; 0 is the start.
+        changed: Whether the limits are others than those of the checkpoint that was loaded.
+    """
+
+    def __init__(self, config: TrainConfig, policy: Policy) -> None:
+        self.config, self.policy = config, policy
+        self.strikes, self.reason, self.good_epoch, self.changed = 0, "", 0, False
+        self.good: dict[str, Tensor] = {}
+        self._keep(0)
+
+    def problems(self, anchor: Evaluation, policy: Evaluation) -> str:
+        """What of an evaluation is beyond its limit, in words; empty when all is well."""
+        found = []
+        share, factor = self.config.early_stop_diversity, self.config.early_stop_fid
+        diversity, fid = policy.values["diversity"], policy.values["fid"]
+        if share and diversity < share * anchor.values["diversity"]:
+            found.append(
+                f"diversity {diversity:.3g} is below {share:g} × the anchor's "
+                f"{anchor.values['diversity']:.3g} (train.early_stop_diversity)"
+            )
+        if factor and fid > factor * anchor.values["fid"]:
+            found.append(
+                f"Fréchet distance {fid:.3g} is above {factor:g} × the anchor's {anchor.values['fid']:.3g} "
+                "(train.early_stop_fid)"
+            )
+        return "; ".join(found)
+
+    def check(self, anchor: Evaluation, policy: Evaluation, epoch: int) -> str:
+        """Judge the evaluation of an epoch: within limits its weights are kept, beyond it is a strike.
+
+        Returns:
+            As :meth:`problems`.
+        """
+        problem = self.problems(anchor, policy)
+        if not problem:
+            self.strikes = 0
+            self._keep(epoch)
+            return ""
+        self.strikes += 1
+        if self.strikes >= self.config.patience:
+            self.reason = problem
+        return problem
+
+    def state(self) -> State:
+        """For a checkpoint, with the limits themselves: a stop holds for the ones that it was for."""
+        return State(
+            {GOOD_FILE: self.good},
+            {
+                "good_epoch": self.good_epoch,
+                "strikes": self.strikes,
+                "stopped_early": self.reason,
+                "limits": self._limits(),
+            },
+        )
+
+    def load_state(self, state: State, device: torch.device, source: str) -> None:
+        """Take what :meth:`state` gave. With other limits than then the run may go on.
+
+        Raises:
+            CxrlError: It is damaged or another policy's; the message names ``source``.
+        """
+        good, numbers = dict(state.tensors[GOOD_FILE]), state.numbers
+        check_weights(self.policy.trainable, good, f"{source}/{GOOD_FILE}")
+        self.good = {name: good[name].to(device) for name in self.policy.trainable}
+        self.good_epoch = field(numbers, "good_epoch", int, source)
+        self.changed = field(numbers, "limits", dict, source) != self._limits()
+        if not self.changed:
+            self.strikes = field(numbers, "strikes", int, source)
+            self.reason = field(numbers, "stopped_early", str, source)
+
+    def _keep(self, epoch: int) -> None:
+        self.good = {name: value.clone() for name, value in self.policy.ema.items()}
+        self.good_epoch = epoch
+
+    def _limits(self) -> dict[str, float]:
+        c = self.config
+        return {"diversity": c.early_stop_diversity, "fid": c.early_stop_fid, "patience": c.patience}

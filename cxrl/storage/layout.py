@@ -1,0 +1,75 @@
+"""Names of everything that a run leaves on disk. Imports nothing of the project.
+
+RUN/.cxrl-run.json              marker: the folder is a run's; locked while a process works on it
+    config.yaml                 every setting, resolved
+    metrics.jsonl               a line an epoch
+    summary.json                anchor and policy by the judges
+    checkpoints/step-NNNNNN/    safetensors and JSON, after NNNNNN optimizer steps
+    adapter/                    the finished policy
+    samples/epoch-NNNNNN.png    grids; epoch-NNNNNN-kept.png where weights of an earlier epoch were kept
+    logs/                       of the trackers
+"""
+
+from __future__ import annotations
+
+import re
+
+MARKER = ".cxrl-run.json"
+CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CHECKPOINTS, ADAPTER, SAMPLES, LOGS = "checkpoints", "adapter", "samples", "logs"
+FILES = (MARKER, CONFIG, METRICS, SUMMARY)
+FOLDERS = (CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
+
+WEIGHTS_FILE, EMA_FILE, GOOD_FILE = "weights.safetensors", "ema.safetensors", "good.safetensors"
+OPTIMIZER_FILE, BANK_FILE = "optimizer.safetensors", "bank.safetensors"
+STATE_FILE, POLICY_FILE, MANIFEST = "state.json", "policy.json", "manifest.json"
+CHECKPOINT_FILES = (
+    WEIGHTS_FILE, EMA_FILE, GOOD_FILE, OPTIMIZER_FILE, BANK_FILE, STATE_FILE, POLICY_FILE, MANIFEST,
+)  # fmt: skip
+
+LORA_FILE, ACE_FILE, UNET_FILE = "pytorch_lora_weights.safetensors", "ace.safetensors", "unet.safetensors"
+ADAPTER_FILE = "adapter.json"
+ADAPTER_FILES = (LORA_FILE, ACE_FILE, UNET_FILE, ADAPTER_FILE)
+
+PARTIAL = ".partial-"
+"""Prefix of a checkpoint that is being written or deleted."""
+
+_STEP = re.compile(r"step-(\d+)", re.ASCII)
+_GRID = re.compile(r"epoch-(\d{6,})(-kept)?\.png", re.ASCII)
+_EVENTS = re.compile(r"events\.out\.tfevents\..*")
+
+
+def step_name(step: int) -> str:
+    """Folder of the checkpoint after ``step`` optimizer steps."""
+    return f"step-{step:06d}"
+
+
+def step_number(name: str) -> int | None:
+    """The optimizer steps of a checkpoint's folder; None for any other name."""
+    found = _STEP.fullmatch(name)
+    return int(found[1]) if found and len(found[1]) < 19 and step_name(int(found[1])) == name else None
+
+
+def grid_name(epoch: int, *, kept: bool = False) -> str:
+    """The picture of the weights of an epoch; ``kept`` where a later epoch fell back to them."""
+    return f"epoch-{epoch:06d}{'-kept' if kept else ''}.png"
+
+
+def is_grid(name: str) -> bool:
+    """Whether :func:`grid_name` gives this name."""
+    return _GRID.fullmatch(name) is not None
+
+
+def is_event_file(name: str) -> bool:
+    """Whether TensorBoard's writer gives this name."""
+    return _EVENTS.fullmatch(name) is not None
+
+
+def temporary_name(name: str, pid: int) -> str:
+    """What ``name`` is called while process ``pid`` writes it."""
+    return f".{name}.{pid}.cxrl-tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether :func:`temporary_name` gives this name."""
+    return name.startswith(".") and name.endswith(".cxrl-tmp")

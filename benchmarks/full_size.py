@@ -96,12 +96,14 @@ def train(folder: Path) -> dict[str, Any]:
 
     from cxrl.config import OptimConfig, PolicyConfig, SamplerConfig
     from cxrl.data.prompts import PromptBatch, ReportPrompt
+    from cxrl.models.adapter import save_adapter
     from cxrl.models.base import load_base
-    from cxrl.models.policy import LORA_FILE, Policy
+    from cxrl.models.policy import Policy
     from cxrl.rl.engine import Engine
     from cxrl.rl.rollout import Sampler, batch_noise
     from cxrl.rl.seeding import generator
     from cxrl.rl.update import Updater
+    from cxrl.storage.layout import LORA_FILE
 
     result: dict[str, Any] = {}
     started = time.perf_counter()
@@ -125,7 +127,7 @@ def train(folder: Path) -> dict[str, Any]:
     advantages = torch.tensor([1.0, -1.0])
     stats = updater.update(rollout, advantages, NUM_SAMPLES, epoch=0, rng=generator(0, "rows"))
     lap("update")
-    policy.save_adapter(folder / "adapter")
+    save_adapter(policy, folder / "adapter")
     moved = [not torch.equal(p, before[name]) for name, p in policy.weights().items()]
     return result | {
         "image_shape": list(rollout.images.shape),

@@ -127,7 +127,7 @@ def test_the_run_directory_comes_from_the_option_then_the_file(tmp_path):
 
 
 def test_resume_takes_the_configuration_of_the_run(tmp_path):
-    load_preset("smoke").save(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(load_preset("smoke").to_yaml())
     options = parse_train(["--run-dir", str(tmp_path), "--resume", "--train.num-epochs", "4"])
     assert options.resume
     assert (options.config.preset, options.config.train.num_epochs) == ("smoke", 4)

@@ -91,6 +91,7 @@ def fails(capsys, main, argv, *words):
 
 def test_a_run_leaves_exactly_what_is_promised(finished, capsys):
     assert {p.name for p in finished.iterdir()} == {
+        ".cxrl-run.json",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
@@ -278,9 +279,7 @@ def test_ctrl_c_says_how_to_go_on(argv, tmp_path, capsys, monkeypatch):
 
 def test_a_run_directory_that_cannot_be_written(argv, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    fails(
-        capsys, train.main, [*argv, "--run-dir", tmp_path / "file" / "run"], "cannot be written", "--run-dir"
-    )
+    fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "file" / "run"], "cannot write", "--run-dir")
 
 
 def test_what_is_no_run(tmp_path, capsys):
@@ -353,16 +352,17 @@ def test_truncated_and_missing_assets_are_named(argv, scorers, judges, tmp_path,
 
 def test_a_full_disk_keeps_the_older_checkpoint(argv, tmp_path, capsys, monkeypatch):
     from cxrl.storage import checkpoint
+    from cxrl.storage.writing import write_tensors
 
     saved = []
 
-    def full_at_the_second(tensors, path, **rest):
+    def full_at_the_second(path, tensors):
         saved.append(path)
         if "step-000004" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_file(tensors, path, **rest)
+        write_tensors(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save_file", full_at_the_second)
+    monkeypatch.setattr(checkpoint, "write_tensors", full_at_the_second)
     fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "r"], "No space left on device", "step-000002")
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-000002"]
     load_file(tmp_path / "r" / "checkpoints" / "step-000002" / "weights.safetensors")

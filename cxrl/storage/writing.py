@@ -129,8 +129,10 @@ def check_folder_writable(folder: Path, option: str) -> None:
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
         probe = above / temporary_name("probe", os.getpid())
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        probe.unlink()
+        try:
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600))
+        finally:
+            probe.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise _refused(folder, option, error) from None
 

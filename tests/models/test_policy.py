@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from cxrl.config import PolicyConfig
 from cxrl.errors import CxrlError
+from cxrl.models.adapter import save_adapter
 from cxrl.models.base import load_base
-from cxrl.models.policy import Policy, load_policy
+from cxrl.models.policy import Policy
+from cxrl.rl.reopen import load_policy
 
 X, T = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 50, 99])
 TEXTS = ["no acute", "left lung", "heart"]
@@ -91,7 +94,7 @@ def test_guidance_in_one_pass_with_ace_in_both_branches(tiny_pipeline: Path) -> 
 @pytest.mark.parametrize("alpha", [2.0, 5.0])
 def test_the_adapter_loads_in_plain_diffusers(tiny_pipeline: Path, tmp_path: Path, alpha: float) -> None:
     policy = make(tiny_pipeline, lora_alpha=alpha)
-    policy.save_adapter(tmp_path)
+    save_adapter(policy, tmp_path)
     assert json.loads((tmp_path / "adapter.json").read_text())["base"] == str(tiny_pipeline)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
     pipe.load_lora_weights(tmp_path)
@@ -109,7 +112,7 @@ def test_the_adapter_loads_in_plain_diffusers(tiny_pipeline: Path, tmp_path: Pat
 )
 def test_what_is_saved_comes_back(tiny_pipeline: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     policy = make(tiny_pipeline, **settings)
-    policy.save_adapter(tmp_path / "adapter")
+    save_adapter(policy, tmp_path / "adapter")
     loaded = load_policy(tmp_path)
     assert loaded.config == policy.config
     assert all(torch.equal(p, policy.trainable[n]) for n, p in loaded.trainable.items())
@@ -119,10 +122,7 @@ def test_what_is_saved_comes_back(tiny_pipeline: Path, tmp_path: Path, settings:
 def test_another_base_is_refused(
     tiny_pipeline: Path, make_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
-    make(tiny_pipeline).save_adapter(tmp_path / "adapter")
-    about = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
-    about["base"] = str(make_pipeline(seed=1))
-    (tmp_path / "adapter" / "adapter.json").write_text(json.dumps(about))
+    save_adapter(make(tiny_pipeline), tmp_path / "adapter", {"base": str(make_pipeline(seed=1))})
     with pytest.raises(CxrlError, match="trained from another base"):
         load_policy(tmp_path)
 
@@ -130,7 +130,7 @@ def test_another_base_is_refused(
 def test_damage_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(CxrlError, match="no adapter and no checkpoint there"):
         load_policy(tmp_path)
-    make(tiny_pipeline).save_adapter(tmp_path / "adapter")
+    save_adapter(make(tiny_pipeline), tmp_path / "adapter")
     about = (tmp_path / "adapter" / "adapter.json").read_text()
     victim = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
     victim.write_bytes(victim.read_bytes()[:200])
@@ -140,8 +140,48 @@ def test_damage_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(CxrlError, match=r"cannot read .*adapter.json"):
         load_policy(tmp_path)
     (tmp_path / "adapter" / "adapter.json").write_text("{}")
-    with pytest.raises(CxrlError, match="misses or has an unknown 'policy'"):
+    with pytest.raises(CxrlError, match="not of this version of cxrl: format None"):
         load_policy(tmp_path)
+    shutil.rmtree(tmp_path / "adapter")
+    save_adapter(make(tiny_pipeline), tmp_path / "adapter", {"policy": {"lora_rnk": 3}})
+    with pytest.raises(CxrlError, match=r"misses or has an unknown .*lora_rnk"):
+        load_policy(tmp_path)
+
+
+def test_an_adapter_that_was_changed_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    save_adapter(make(tiny_pipeline), folder, {"epochs": 3})
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        for place in (len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(CxrlError, match=f"{path.name}: its content has changed"):
+                load_policy(tmp_path)
+        path.unlink()
+        with pytest.raises(CxrlError, match=f"{path.name}: it is missing"):
+            load_policy(tmp_path)
+        path.write_bytes(content)
+    about = (folder / "adapter.json").read_text()
+    for old, new in (
+        ('"lora_alpha": 8.0', '"lora_alpha": 400.0'),
+        ('"num_ace_tokens": 3', '"num_ace_tokens": 0'),
+        ('"epochs": 3', '"epochs": 4'),
+        ('"ace.safetensors": {', '"../ace.safetensors": {'),
+    ):
+        assert old in about
+        (folder / "adapter.json").write_text(about.replace(old, new))
+        with pytest.raises(CxrlError, match=r"adapter.json: its content has changed"):
+            load_policy(tmp_path)
+    (folder / "adapter.json").write_text(about)
+    load_policy(tmp_path)
+
+
+def test_the_files_of_others_stay_in_an_adapters_folder(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "unet.safetensors").write_text("of an adapter before")
+    save_adapter(make(tiny_pipeline), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "unet.safetensors").exists()
 
 
 def test_weights_of_another_shape_are_refused(tiny_pipeline: Path) -> None:

@@ -29,6 +29,7 @@ from cxrl.cli import run_command
 from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
+from cxrl.models.adapter import save_adapter
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
 from cxrl.rl.trainer import Trainer
@@ -85,13 +86,13 @@ def die_in_the_middle_of_a_line() -> None:
 MOMENTS = {
     "never": lambda: None,
     "second_step_of_first_epoch": lambda: die_before(Updater, "_step", 2),
-    "while_writing_the_first_checkpoint": lambda: die_before(checkpoint, "save_file", 3),
+    "while_writing_the_first_checkpoint": lambda: die_before(checkpoint, "write_tensors", 3),
     "before_the_rename_of_the_second": lambda: die_before(os, "rename", 2),
-    "while_deleting_an_old_one": lambda: die_before(checkpoint.shutil, "rmtree", 7),
+    "while_deleting_an_old_one": lambda: die_before(checkpoint, "_delete", 5),
     "within_the_third_epoch": lambda: die_before(Updater, "_step", 6),
     "in_a_metrics_line": die_in_the_middle_of_a_line,
     "while_saving_the_adapter": lambda: die_before(trainer_module, "save_adapter", 1),
-    "before_the_summary": lambda: die_before(trainer_module, "save_summary", 1),
+    "before_the_summary": lambda: die_before(trainer_module, "write_json", 1),
 }
 
 
@@ -171,7 +172,7 @@ PAIRS: list[tuple[str, tuple[Any, Any], dict[str, Any]]] = [
     ("two_in_bfloat16", NOTHING, {"model": {"dtype": "bfloat16"}, "optim": {"on_ratio_mismatch": "warn"}}),
     ("one_killed", (NOTHING[0], lambda: die_before(Updater, "_step", 5)), {}),
     ("one_refuses", (NOTHING[0], lambda: die_before(trainer_module, "score_all", 5, refuse)), {}),
-    ("main_refuses", (lambda: die_before(checkpoint, "save_file", 8, fill_the_disk), NOTHING[1]), {}),
+    ("main_refuses", (lambda: die_before(checkpoint, "write_tensors", 8, fill_the_disk), NOTHING[1]), {}),
     ("one_disagrees", (NOTHING[0], disagree), {}),
     (
         "one_silent",
@@ -219,7 +220,7 @@ def main() -> None:
     spec.loader.exec_module(conftest)
     pipeline, folder = sys.argv[2], Path(sys.argv[3])
     # The libraries load their parts on first use: here, once, and not in every child.
-    Policy(load_base(pipeline), PolicyConfig()).save_adapter(folder / "warm-up")
+    save_adapter(Policy(load_base(pipeline), PolicyConfig()), folder / "warm-up")
     signals: dict[str, Any] = {}
     for moment, arm in MOMENTS.items():
 

@@ -13,7 +13,7 @@ from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
-from cxrl.rl.anchor import AnchorBank, bank_batch, bank_noise
+from cxrl.rl.anchor import AnchorBank, bank_noise
 from cxrl.rl.rollout import Sampler, batch_noise, start_from
 from cxrl.rl.seeding import generator
 
@@ -41,7 +41,8 @@ def test_images_do_not_depend_on_when_they_are_drawn(tiny_pipeline: Path) -> Non
     sampler = Sampler(policy, SamplerConfig(num_steps=3))
 
     def draw(prompts: list[ReportPrompt]) -> torch.Tensor:
-        return sampler.images(bank_batch(prompts, 2), bank_noise(0, prompts, 2, SHAPE, CPU), anchor=True)
+        batch, noise = PromptBatch.repeat(prompts, 2), bank_noise(0, prompts, 2, SHAPE, CPU)
+        return sampler.images(batch, noise, anchor=True)
 
     together = draw(PROMPTS)
     with torch.no_grad():  # the policy moves on; the anchor does not

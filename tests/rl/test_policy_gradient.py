@@ -22,7 +22,7 @@ from torch import Tensor
 from cxrl.config import ComparisonConfig, OptimConfig, SamplerConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.rl.advantages import advantages
-from cxrl.rl.anchor import bank_batch, bank_noise
+from cxrl.rl.anchor import bank_noise
 from cxrl.rl.comparison import RewardUnits, compare
 from cxrl.rl.engine import Engine
 from cxrl.rl.records import RewardTable, Rollout
@@ -56,7 +56,7 @@ class Problem:
 
     def bank(self, size: int) -> Tensor:
         noise = bank_noise(0, PROMPT, size, (1, 1, 1), torch.device("cpu"))
-        images = self.sampler.images(bank_batch(PROMPT, size), noise, anchor=True)
+        images = self.sampler.images(PromptBatch.repeat(PROMPT, size), noise, anchor=True)
         return self.rewards(images).values.view(1, size, 1)
 
     def anchors(self, noise: NoiseStream) -> Tensor:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cxrl.models.policy import LORA_FILE
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
+from cxrl.storage.layout import LORA_FILE
 
 # One script serves the whole module, and a busy machine may be slow.
 pytestmark = pytest.mark.timeout(900)
@@ -160,6 +160,7 @@ def test_the_run_did_something(runs: tuple[Path, dict[str, Any]]) -> None:
     assert signals["never"] == 0
     names = {p.name for p in (folder / "never").iterdir()}
     assert names == {
+        ".cxrl-run.json",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",

@@ -16,9 +16,10 @@ from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
-from cxrl.models.policy import Policy, load_policy
-from cxrl.rl.evaluation import Limits
+from cxrl.models.policy import Policy
+from cxrl.rl.limits import Limits
 from cxrl.rl.progress import Reporter
+from cxrl.rl.reopen import load_policy
 from cxrl.rl.rollout import sample_images
 from cxrl.rl.seeding import derive_seed
 from cxrl.rl.trainer import Trainer
@@ -79,7 +80,7 @@ def test_a_trivial_reward_is_learnt(
     embeds = base.encode_text([p.text for p in prompts[:3]])
     with torch.no_grad():
         expected = Policy(base, PolicyConfig(train="none")).predict(x, t, embeds, anchor=True)[0]
-        for trained in (policy_after, trainer.policy):
+        for trained in (policy_after, trainer.parts.policy):
             assert torch.equal(trained.predict(x, t, embeds, anchor=True)[0], expected)
             assert not torch.allclose(trained.predict(x, t, embeds)[0], expected)
 
@@ -124,7 +125,13 @@ def test_the_run_directory(make_config: Make, fakes: dict[str, Any], tmp_path: P
     run, recorder = tmp_path / "run", Recorder()
     summary = Trainer(config, run, reporter=recorder, **fakes).run()
     folders = {"checkpoints", "adapter", "samples", "logs"}
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json"} | folders
+    assert {p.name for p in run.iterdir()} == {
+        ".cxrl-run.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        *folders,
+    }
     assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-000004", "step-000006"]
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["epoch-000002.png", "epoch-000003.png"]
     assert list((run / "logs").rglob("events.out.tfevents.*"))
@@ -199,18 +206,10 @@ def test_a_bad_reward_stops_the_run_and_the_checkpoint_stays(
     load_checkpoint(saved[0])
 
 
-def test_a_diverged_policy_is_named(
-    make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_diverged_policy_is_named(make_config: Make, fakes: dict[str, Any], tmp_path: Path) -> None:
     trainer = Trainer(make_config(), tmp_path / "run", **fakes)
-    build = Trainer._build
-
-    def poisoned(self: Trainer) -> None:
-        build(self)
-        with torch.no_grad():
-            self.policy.trainable["ace"][0, 0] = float("nan")
-
-    monkeypatch.setattr(Trainer, "_build", poisoned)
+    with torch.no_grad():
+        trainer.parts.policy.trainable["ace"][0, 0] = float("nan")
     with pytest.raises(CxrlError, match=r"epoch 0: latents of sample 0 \(prompt \d\) are not finite"):
         trainer.run()
 
@@ -218,7 +217,7 @@ def test_a_diverged_policy_is_named(
 def test_a_full_disk_during_a_save(
     make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = checkpoint_module.save_file, 0
+    save, calls = checkpoint_module.write_tensors, 0
 
     def full(*args: Any, **kwargs: Any) -> None:
         nonlocal calls
@@ -227,7 +226,7 @@ def test_a_full_disk_during_a_save(
             raise OSError(28, "No space left on device")
         save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr(checkpoint_module, "write_tensors", full)
     run = tmp_path / "run"
     with pytest.raises(CxrlError, match=r"step-000004: No space left.*step-000002 is intact"):
         Trainer(make_config(), run, **fakes).run()
@@ -255,9 +254,7 @@ def test_early_stop_keeps_the_last_good_weights(
     )
     recorder = Recorder()
     trainer = Trainer(config, tmp_path / "run", reporter=recorder, **fakes)
-    start = {}
-    build = trainer._build
-    trainer._build = lambda: (build(), start.update({n: v.clone() for n, v in trainer.policy.ema.items()}))  # type: ignore[method-assign]
+    start = {n: v.clone() for n, v in trainer.parts.policy.ema.items()}
     summary = trainer.run()
     assert [r["epoch"] for r in recorder.records] == [0, 1]
     assert "train.early_stop_fid" in summary["stopped_early"]
@@ -273,7 +270,7 @@ def test_a_run_that_ends_beyond_its_limits_keeps_the_last_good_weights(
     make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problems = iter(["", "diversity is low"])
-    monkeypatch.setattr(Limits, "check", lambda *_: next(problems))
+    monkeypatch.setattr(Limits, "problems", lambda *_: next(problems))
     recorder = Recorder()
     config = make_config(train={"num_epochs": 2, "eval_every": 1}, policy={"ema_decay": 0.0})
     summary = Trainer(config, tmp_path / "run", reporter=recorder, **fakes).run()
@@ -315,12 +312,12 @@ def test_a_long_prompt_is_dropped_or_told(make_config: Make, fakes: dict[str, An
         Trainer(make_config(data={"on_long_prompt": "error"}), tmp_path / "a", **fakes).run()
     trainer = Trainer(make_config(train={"num_epochs": 1}), tmp_path / "b", **fakes)
     trainer.run()
-    assert [p.prompt_id for p in trainer.prompts] == list(range(8))
+    assert [p.prompt_id for p in trainer.parts.prompts] == list(range(8))
 
 
 def test_a_run_directory_that_cannot_be_written(
     make_config: Make, fakes: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CxrlError, match=r"cannot be written: .*--run-dir"):
+    with pytest.raises(CxrlError, match=r"--run-dir: cannot write .*run: .*file is no folder"):
         Trainer(make_config(), tmp_path / "file" / "run", **fakes).run()

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import cxrl.storage.checkpoint as module
 from cxrl.errors import CxrlError
 from cxrl.storage.checkpoint import (
     Checkpoint,
     checkpoints,
     load_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
     remove_partial,
     save_checkpoint,
+    strays,
 )
+from cxrl.storage.layout import CHECKPOINT_FILES, WEIGHTS_FILE
 
 
 def content(value: float, size: int = 4) -> Checkpoint:
-    tensors = {"weights.safetensors": {"a": torch.full((size,), value)}, "empty.safetensors": {}}
+    tensors = {name: {} for name in CHECKPOINT_FILES if name.endswith(".safetensors")}
+    tensors[WEIGHTS_FILE] = {"a": torch.full((size,), value)}
     return Checkpoint(tensors, {"epoch": int(value)}, {"base": "x"})
 
 
@@ -41,7 +42,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert path.name == "step-000012"
     loaded = load_checkpoint(path)
     assert torch.equal(loaded.tensors["weights.safetensors"]["a"], torch.full((4,), 12.0))
-    assert loaded.tensors["empty.safetensors"] == {}
+    assert loaded.tensors["bank.safetensors"] == {}
     assert (loaded.state, loaded.policy) == ({"epoch": 12}, {"base": "x"})
     kinds = {p.suffix for p in path.iterdir()}
     assert kinds == {".json", ".safetensors"}
@@ -77,45 +78,110 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path, damage: str) -> None:
         load_checkpoint(path)
 
 
-CALLS = ["save_file", "sync", "os.rename", "shutil.rmtree"]
+EVENTS = ("open", "mkdir", "fsync", "replace", "rename", "unlink", "rmdir", "chmod")
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("nth", range(6))
-def test_an_exception_at_any_call_leaves_complete_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+class Killed(BaseException):
+    """The process is gone: nothing cleans up after it."""
+
+
+@contextmanager
+def killed_at(nth: int) -> Iterator[list[str]]:
+    """Inside, the nth call that changes the disk does not happen, nor any after it. Gives the calls."""
+    calls: list[str] = []
+
+    def wrap(name: str, original: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if len(calls) >= nth:
+                raise Killed
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in EVENTS:
+            patch.setattr(os, name, wrap(name, getattr(os, name)))
+        yield calls
+
+
+def number_of_events(folder: Path) -> int:
+    with killed_at(10_000) as calls:
+        save(folder, 3, keep=2)
+    assert {"open", "mkdir", "fsync", "replace", "rename", "unlink", "rmdir"} <= set(calls)
+    return len(calls)
+
+
+def test_a_kill_at_any_event_leaves_complete_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies at the nth write, sync, rename or delete: what is there afterwards can be loaded."""
-    save(tmp_path, 1)
+    """The process dies before the nth change of the disk: what is there afterwards can be loaded."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # an event like others, but slow
+    before = tmp_path / "before"
+    save(before, 1)
+    save(before, 2)
+    last_is_new = []
+    for nth in range(number_of_events(shutil.copytree(before, tmp_path / "whole"))):
+        folder = shutil.copytree(before, tmp_path / str(nth))
+        with killed_at(nth), pytest.raises(Killed):
+            save(folder, 3, keep=2)
+        left = checkpoints(folder)
+        for path in left:
+            load_checkpoint(path)
+        assert [p.name for p in left[-2:]] in (
+            ["step-000001", "step-000002"],
+            ["step-000002", "step-000003"],
+        ), nth
+        last_is_new.append(left[-1].name == "step-000003")
+        remove_partial(folder)
+        assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+        save(folder, 3, keep=2)  # what was left is in nobody's way
+        assert [p.name for p in checkpoints(folder)] == ["step-000002", "step-000003"]
+    assert last_is_new == sorted(last_is_new)
+    assert {True, False} == set(last_is_new)
+
+
+def test_what_is_no_checkpoint_is_passed_over_and_kept(tmp_path: Path) -> None:
     save(tmp_path, 2)
-    owner, _, name = f"module.{call}".rpartition(".")
-    target = {"module": module, "module.os": os, "module.shutil": shutil}[owner]
-    original, count = getattr(target, name), 0
+    names = ("step-000002-keep", "step-2", "step-²", "step-", "step-00000x", "step-000007.bak", "notes")
+    for name in names:
+        shutil.copytree(tmp_path / "step-000002", tmp_path / name)
+    (tmp_path / "step-000099").write_text("a file")
+    (tmp_path / "step-000098").symlink_to(tmp_path / "step-000002")
+    assert strays(tmp_path) == sorted([*names, "step-000099", "step-000098"])
+    save(tmp_path, 4, keep=1)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000004"]
+    for name in names:
+        load_checkpoint(tmp_path / name)
 
-    class Killed(BaseException):
-        pass
 
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == nth + 1:
-            raise Killed
-        return original(*args, **kwargs)
+def test_a_checkpoint_with_files_of_others_is_put_aside_and_not_deleted(tmp_path: Path) -> None:
+    (save(tmp_path, 2) / "notes.txt").write_text("mine")
+    save(tmp_path, 2)
+    (tmp_path / "step-000002" / "more.txt").write_text("mine too")
+    save(tmp_path, 4, keep=1)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000004"]
+    assert (tmp_path / "step-000002-kept-1" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "step-000002-kept-2" / "more.txt").read_text() == "mine too"
+    load_checkpoint(tmp_path / "step-000002-kept-1")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, wrapper)
-        try:
-            save(tmp_path, 3, keep=2)
-            died = False
-        except Killed:
-            died = True
-    remove_partial(tmp_path)
-    left = checkpoints(tmp_path)
-    assert len(left) >= 2
-    for path in left:
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "[]",
+        "{}",
+        '{"weights.safetensors": 3}',
+        '{"weights.safetensors": {"size": 3}}',
+        '{"../weights.safetensors": {"size": 3, "sha256": ""}}',
+        "[" * 5000,
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, damaged: str) -> None:
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_text(damaged)
+    with pytest.raises(CxrlError, match=rf"cannot read {path}.*delete {path}"):
         load_checkpoint(path)
-    assert left[-1].name in (("step-000002", "step-000003") if died else ("step-000003",))
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +191,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(CxrlError, match="No space left on device") as error:
             save(tmp_path, 2, keep=1)
     assert f"{old} is intact" in str(error.value)
@@ -147,32 +213,3 @@ def test_a_write_that_the_system_cuts_leaves_the_old_one(tmp_path: Path) -> None
         signal.signal(signal.SIGXFSZ, handler)
     load_checkpoint(old)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
-
-
-def test_optimizer_state_comes_back(tmp_path: Path) -> None:
-    def make() -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
-        params = {n: torch.nn.Parameter(torch.ones(3)) for n in "ab"}
-        return params, torch.optim.AdamW([{"params": [p]} for p in params.values()], lr=0.1, fused=True)
-
-    def step(params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, value: float) -> None:
-        for k, p in enumerate(params.values()):
-            p.grad = torch.full((3,), value + k)
-        optimizer.step()
-
-    params, optimizer = make()
-    step(params, optimizer, 1.0)
-    saved = {k: v.clone() for k, v in optimizer_tensors(optimizer, params).items()}
-    assert set(saved) == {f"{n}/{f}" for n in "ab" for f in ("step", "exp_avg", "exp_avg_sq")}
-    others, other = make()
-    with torch.no_grad():
-        for n, p in others.items():
-            p.copy_(params[n])
-    load_optimizer(other, others, saved, "optimizer.safetensors")
-    step(params, optimizer, -0.3)
-    step(others, other, -0.3)
-    assert all(torch.equal(params[n], others[n]) for n in params)
-    with pytest.raises(CxrlError, match=r"optimizer.safetensors.*b"):
-        load_optimizer(other, {"a": others["a"]}, saved, "optimizer.safetensors")
-    fresh, untouched = make()
-    load_optimizer(untouched, fresh, {}, "optimizer.safetensors")  # before the first step there is no state
-    assert json.dumps(list(untouched.state)) == "[]"

@@ -1,31 +1,26 @@
-"""Privacy of a run: who may read its directory, and what leaves it."""
+"""Whose a run directory is: who may read it, who may write to it, and what is never touched."""
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import shutil
+import signal
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cxrl.config import Config
-from cxrl.rl.progress import Reporter
-from cxrl.rl.trainer import Trainer
+from cxrl.errors import CxrlError
+from cxrl.presets import load_yaml
+from cxrl.storage import layout
+from cxrl.storage.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from cxrl.storage.run_dir import RunDir
-
-TEXTS = (
-    "no acute",
-    "heart normal",
-    "left effusion",
-    "lung enlarged",
-    "heart size",
-    "is normal",
-    "lung",
-    "left",
-)
-# Short words of the tiny tokenizer; none occurs in names of metrics.
-SECRETS = (b"no acute", b"heart normal", b"left effusion", b"lung enlarged", b"heart size")
 
 
 def mode(path: Path) -> int:
@@ -58,75 +53,251 @@ def test_restricted_data_makes_private_run_directories(
     assert mode(tmp_path) == above, "a folder that was there keeps its mode"
 
 
-class Said(Reporter):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
+CONFIG = Config()
+FLAGS = ({}, {"overwrite": True}, {"resume": True})
+NAMES = (*layout.FILES, *layout.FOLDERS)
 
 
-@pytest.fixture
-def mimic_run(
-    mimic: Any, tmp_path: Path, make_config: Callable[..., Config], fakes: dict[str, Any]
-) -> tuple[Trainer, Said]:
-    """A trainer on a MIMIC-shaped tree, with every tracker call recorded by the test."""
-    tree = mimic.write_mimic_tree(tmp_path / "tree", texts=[*TEXTS, "heart", "normal"])
-    config = make_config(
-        data={"source": "mimic_cxr", "root": str(tree.root), "cache": "none"},
-        run={"trackers": ["tensorboard"]},
-        train={"num_epochs": 2},
-    )
-    fakes["judges"].findings = ("Edema", "Fracture")
-    said = Said()
-    rest = {"rewards": fakes["rewards"], "judges": fakes["judges"], "reporter": said}
-    return Trainer(config, tmp_path / "run", **rest), said
+def claim(path: Path, config: Config = CONFIG, **flags: bool) -> RunDir:
+    """Claim a directory and let go of it."""
+    run = RunDir(path)
+    run.claim(config, **{"resume": False, "overwrite": False, **flags})
+    run.release()
+    return run
 
 
-def test_trackers_get_numbers_and_nothing_else(
-    mimic_run: tuple[Trainer, Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def finished(path: Path) -> RunDir:
+    """A directory with one of everything that a run writes."""
+    run = claim(path)
+    (path / layout.METRICS).write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    (path / layout.SUMMARY).write_text('{"epochs": 2}')
+    (run.samples / layout.grid_name(2)).write_bytes(b"x")
+    (run.samples / layout.grid_name(1, kept=True)).write_bytes(b"x")
+    tensors = {name: {} for name in layout.CHECKPOINT_FILES if name.endswith(".safetensors")}
+    for step in (4, 8):
+        save_checkpoint(run.checkpoints, Checkpoint(tensors, {}, {}), step=step, keep=2)
+    run.adapter.mkdir()
+    for name in layout.ADAPTER_FILES:
+        (run.adapter / name).write_text('{"epochs": 2}')
+    (path / layout.LOGS / "train").mkdir()
+    (path / layout.LOGS / "train" / "events.out.tfevents.1.host.2.3").write_bytes(b"x")
+    return run
+
+
+def test_a_folder_of_others_is_refused_whatever_it_holds(tmp_path: Path) -> None:
+    """Every subset of our names, filled with foreign bytes, with every flag: nothing changes."""
+    for number in range(1, 2 ** len(NAMES)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        names = [name for k, name in enumerate(NAMES) if number >> k & 1]
+        for name in names:
+            if name in layout.FOLDERS:
+                (folder / name).mkdir()
+                (folder / name / "step-000002").mkdir()
+                (folder / name / "step-000002" / "weights.safetensors").write_bytes(b"mine")
+                (folder / name / "epoch-000001.png").write_bytes(b"mine")
+            else:
+                (folder / name).write_bytes(b"mine: 1")
+        before = content(folder)
+        for flags in FLAGS:
+            with pytest.raises(CxrlError, match="nothing .*was touched") as error:
+                claim(folder, **flags)
+            assert "--run-dir" in str(error.value)
+            assert layout.MARKER in names or names[0] in str(error.value)
+        assert content(folder) == before
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_whose_file_became_something_else_is_refused(
+    tmp_path: Path, name: str, flags: dict[str, bool]
 ) -> None:
-    from accelerate import Accelerator
+    finished(tmp_path)
+    if name in layout.FOLDERS:
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / name).write_text("a file in a folder's place")
+    else:
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+    before = content(tmp_path)
+    with pytest.raises(CxrlError, match="nothing .*was touched"):
+        claim(tmp_path, **flags)
+    assert content(tmp_path) == before
 
-    calls: list[tuple[str, Any, Any]] = []
-    for name in ("log", "init_trackers", "log_images"):
-        original = getattr(Accelerator, name, None)
 
-        def spy(self: Any, *args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
-            calls.append((name, args, kwargs))
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(Accelerator, name, spy, raising=False)
-    trainer, said = mimic_run
-    trainer.run()
-    assert {name for name, _, _ in calls} == {"log", "init_trackers"}
-    for name, args, kwargs in calls:
-        if name == "init_trackers":
-            assert (args, kwargs) == (("train",), {})
+@pytest.mark.parametrize(
+    "text", ["", "not: [yaml", "name: a stranger's\n", "train: {num_epochs: 0}", "- a\n"]
+)
+def test_a_run_with_a_strangers_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    finished(tmp_path)
+    (tmp_path / layout.CONFIG).write_text(text)
+    before = content(tmp_path)
+    for flags in FLAGS[1:] if text == "" else FLAGS:  # an empty file is the defaults
+        if text == "":
             continue
-        (numbers,) = args
-        assert all(type(value) is float for value in numbers.values())
-        assert set(kwargs) == {"step"}
-    everything = repr(calls).encode() + b"".join(
-        p.read_bytes() for p in (tmp_path / "run" / "logs").rglob("*") if p.is_file()
-    )
-    assert b"reward" in everything
-    assert not [text for text in SECRETS if text in everything]
-    assert mode(tmp_path / "run") == 0o700
-    inside = list((tmp_path / "run").rglob("*"))
-    assert len(inside) > 20
-    assert not [p for p in inside if mode(p) & 0o077], "a file may be moved out of the folder"
-    (tmp_path / "after").touch()
-    assert mode(tmp_path / "after") & 0o044, "the caller's own files are as before"
-    assert not [m for m in said.messages for text in SECRETS if text.decode() in m], (
-        "a terminal may be logged"
-    )
-    assert said.messages[0].startswith("8 training reports")
+        with pytest.raises(CxrlError, match=r"config.yaml \(it does not load.*nothing was touched"):
+            claim(tmp_path, **flags)
+    assert content(tmp_path) == before
 
 
-def test_a_mimic_run_is_judged_on_known_labels(mimic_run: tuple[Trainer, Said]) -> None:
-    summary = mimic_run[0].run()
-    # One held-out report with Fracture 0 and Edema blank: no class has both, so there is no AUROC.
-    assert summary["policy"]["auroc"] is None
-    assert summary["policy"]["auroc_per_finding"] == {"Edema": None, "Fracture": None}
-    assert summary["policy"]["posture"] is not None
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"format": 1}',
+        '{"format": 1, "run": "x"}',
+        '{"format": 2, "run": "' + "0" * 32 + '"}',
+    ],
+)
+def test_a_marker_that_we_did_not_write_is_none(tmp_path: Path, marker: str) -> None:
+    finished(tmp_path)
+    (tmp_path / layout.MARKER).write_text(marker)
+    before = content(tmp_path)
+    for flags in FLAGS:
+        with pytest.raises(CxrlError, match="not written by this version of cxrl"):
+            claim(tmp_path, **flags)
+    assert content(tmp_path) == before
+
+
+def test_overwriting_deletes_what_runs_write_and_nothing_else(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    clean = {p for p in content(tmp_path) if "step-" not in p and "epoch-" not in p and "events" not in p}
+    mine = {
+        "notes.txt",
+        "checkpoints/step-000002-keep/weights.safetensors",
+        "checkpoints/notes.txt",
+        "samples/epoch-1.png",
+        "samples/epoch-000001.png.bak",
+        "adapter/README.md",
+        "logs/train/hparams.yml",
+        "logs/wandb/run.log",
+    }
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert claim(tmp_path, overwrite=True).run_id == run.run_id or run.run_id
+    left = {name for name, data in content(tmp_path).items() if (tmp_path / name).is_file()}
+    assert left == mine | {layout.MARKER, layout.CONFIG}
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    assert {layout.CHECKPOINTS, layout.SAMPLES, layout.LOGS} <= clean
+
+
+def test_a_kill_while_overwriting_leaves_a_run_that_can_be_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(tmp_path / "whole")
+    for nth in range(60):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(nth))
+        calls = 0
+
+        def die(*args: Any, name: str, original: Any, nth: int = nth, **kwargs: Any) -> Any:
+            nonlocal calls
+            if calls == nth:
+                raise KeyboardInterrupt
+            calls += 1
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: None)
+            for name in ("unlink", "rmdir", "rename", "replace"):
+                patch.setattr(os, name, functools.partial(die, name=name, original=getattr(os, name)))
+            try:
+                claim(folder, overwrite=True)
+                died = False
+            except KeyboardInterrupt:
+                died = True
+        claim(folder, overwrite=True)
+        assert not checkpoints(folder / layout.CHECKPOINTS)
+        assert not list(folder.rglob(f"{layout.PARTIAL}*"))
+    assert not died, "every event was met"
+
+
+def test_a_run_that_completed_nothing_is_replaced_without_a_flag(tmp_path: Path) -> None:
+    claim(tmp_path)
+    other = Config.from_dict({"seed": 7})
+    claim(tmp_path, other)
+    assert load_yaml(tmp_path / layout.CONFIG) == other
+    (tmp_path / layout.METRICS).write_text('{"epoch": 0}\n')
+    with pytest.raises(CxrlError, match="already holds a run; go on with --resume"):
+        claim(tmp_path)
+
+
+def test_only_one_process_works_on_a_run(tmp_path: Path) -> None:
+    first = RunDir(tmp_path)
+    first.claim(CONFIG, resume=False, overwrite=False)
+    before = content(tmp_path)
+    for flags in FLAGS:
+        for way in (RunDir(tmp_path).check, RunDir(tmp_path).claim):
+            with pytest.raises(CxrlError, match=f"another process is working on the run in {tmp_path}"):
+                way(CONFIG, **{"resume": False, "overwrite": False, **flags})
+    assert content(tmp_path) == before
+    first.release()
+    claim(tmp_path, resume=True)
+
+
+def test_the_system_lets_go_of_the_run_of_a_killed_process(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, signal; from cxrl.config import Config; from cxrl.storage.run_dir import RunDir\n"
+        "RunDir(sys.argv[1]).claim(Config(), resume=False, overwrite=False)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    claim(tmp_path, resume=True)
+
+
+def test_two_processes_that_start_at_once_make_one_marker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def another_is_quicker(source: Any, target: Any) -> None:
+        other = RunDir(tmp_path)
+        monkeypatch.setattr(os, "link", link)
+        other.claim(CONFIG, resume=False, overwrite=False)
+        others.append(other)
+        link(source, target)
+
+    others: list[RunDir] = []
+    monkeypatch.setattr(os, "link", another_is_quicker)
+    with pytest.raises(CxrlError, match="another process is working"):
+        claim(tmp_path)
+    (other,) = others
+    assert json.loads((tmp_path / layout.MARKER).read_text())["run"] == other.run_id
+    other.release()
+
+
+def test_roll_back_makes_files_of_later_epochs_disappear(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (run.checkpoints / "step-000004-keep").mkdir()
+    assert run.roll_back(2) == [f"{run.checkpoints}: no checkpoints, passed over: step-000004-keep"]
+    assert (tmp_path / layout.SUMMARY).exists()
+    run.roll_back(1)
+    assert (tmp_path / layout.METRICS).read_text() == '{"epoch": 0}\n'
+    assert not (tmp_path / layout.SUMMARY).exists()
+    assert not (run.adapter / layout.ADAPTER_FILE).exists()
+
+
+def test_a_line_that_cannot_be_added_names_the_file(tmp_path: Path) -> None:
+    run = claim(tmp_path)
+    (tmp_path / layout.METRICS).symlink_to("/dev/full")
+    with pytest.raises(CxrlError, match=r"cannot write .*metrics.jsonl: No space left on device; make room"):
+        run.append_metrics({"epoch": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", 3), ("optim.clip_range", 0.5), ("comparison.center", "batch")]
+)
+def test_a_setting_that_decides_what_is_learned_stays(tmp_path: Path, name: str, value: Any) -> None:
+    finished(tmp_path)
+    section, _, field = name.rpartition(".")
+    other = Config.from_dict({section: {field: value}} if section else {field: value})
+    with pytest.raises(CxrlError, match=rf"{name}: .*{value}.*was started with"):
+        claim(tmp_path, other, resume=True)
+    claim(tmp_path, Config.from_dict({"train": {"num_epochs": 7}, "eval": {"num_images": 9}}), resume=True)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cxrl.config import TrainConfig
+from cxrl.errors import CxrlError
+from cxrl.evaluation.summary import KEYS, Evaluation
+from cxrl.rl.limits import Limits
+from cxrl.storage.checkpoint import State
+
+
+class Weights:
+    """A policy of one number."""
+
+    def __init__(self) -> None:
+        self.trainable = {"w": torch.zeros(1)}
+        self.ema = {"w": torch.zeros(1)}
+
+
+def scores(**values: float) -> Evaluation:
+    return Evaluation({**dict.fromkeys(KEYS, 1.0), **values}, {}, {}, 4)
+
+
+def limits(**settings: Any) -> Limits:
+    defaults = {"early_stop_diversity": 0.8, "early_stop_fid": 1.5, "patience": 2}
+    return Limits(TrainConfig(**{**defaults, **settings}), Weights())  # type: ignore[arg-type]
+
+
+def test_within_the_limits() -> None:
+    limit = limits()
+    assert limit.check(scores(), scores(fid=1.5, diversity=0.8), 1) == ""
+    assert limit.check(scores(), scores(fid=float("nan"), diversity=float("nan")), 1) == ""
+    assert (limit.strikes, limit.reason) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"), [({"fid": 1.6}, "early_stop_fid"), ({"diversity": 0.7}, "diversity")]
+)
+def test_a_run_stops_after_strikes_in_a_row(bad: dict[str, float], name: str) -> None:
+    limit = limits()
+    assert name in limit.check(scores(), scores(**bad), 1)
+    assert limit.reason == ""
+    limit.check(scores(), scores(), 1)
+    limit.check(scores(), scores(**bad), 1)
+    assert limit.reason == ""
+    limit.check(scores(), scores(**bad), 1)
+    assert name in limit.reason
+
+
+def test_zero_is_never() -> None:
+    limit = limits(early_stop_diversity=0.0, early_stop_fid=0.0, patience=1)
+    assert limit.check(scores(), scores(fid=1e9, diversity=0.0), 1) == ""
+
+
+def test_the_weights_of_the_last_evaluation_within_limits_are_kept() -> None:
+    limit = limits()
+    for epoch, (value, bad) in enumerate([(1.0, False), (2.0, False), (3.0, True)], 1):
+        limit.policy.ema["w"] = torch.tensor([value])
+        limit.check(scores(), scores(fid=9.0 if bad else 1.0), epoch)
+    assert (float(limit.good["w"]), limit.good_epoch, limit.strikes) == (2.0, 2, 1)
+    limit.policy.ema["w"].fill_(7.0)
+    assert float(limit.good["w"]) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "goes_on"), [({}, False), ({"early_stop_fid": 0.0}, True), ({"patience": 3}, True)]
+)
+def test_a_stop_holds_for_the_limits_that_it_was_for(settings: dict[str, Any], goes_on: bool) -> None:
+    stopped = limits(patience=1)
+    stopped.policy.ema["w"] = torch.tensor([5.0])
+    stopped.check(scores(), scores(), 3)
+    stopped.check(scores(), scores(fid=2.0), 4)
+    assert stopped.reason
+    again = limits(**({"patience": 1} | settings))
+    again.load_state(stopped.state(), torch.device("cpu"), "here")
+    assert (float(again.good["w"]), again.good_epoch) == (5.0, 3)
+    assert (again.reason == "") == goes_on == again.changed
+    assert again.strikes == (0 if goes_on else 1)
+
+
+def test_another_policys_weights_are_refused() -> None:
+    state = limits().state()
+    other = State({"good.safetensors": {"x": torch.zeros(1)}}, state.numbers)
+    with pytest.raises(CxrlError, match=r"here/good.safetensors: misses weight w"):
+        limits().load_state(other, torch.device("cpu"), "here")

@@ -104,7 +104,7 @@ def test_a_folder_of_others_is_refused_whatever_it_holds(tmp_path: Path) -> None
                 (folder / name).write_bytes(b"mine: 1")
         before = content(folder)
         for flags in FLAGS:
-            with pytest.raises(CxrlError, match="nothing .*was touched") as error:
+            with pytest.raises(CxrlError, match=r"nothing .*was touched") as error:
                 claim(folder, **flags)
             assert "--run-dir" in str(error.value)
             assert layout.MARKER in names or names[0] in str(error.value)
@@ -124,21 +124,17 @@ def test_a_run_whose_file_became_something_else_is_refused(
         (tmp_path / name).unlink()
         (tmp_path / name).mkdir()
     before = content(tmp_path)
-    with pytest.raises(CxrlError, match="nothing .*was touched"):
+    with pytest.raises(CxrlError, match=r"nothing .*was touched"):
         claim(tmp_path, **flags)
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "text", ["", "not: [yaml", "name: a stranger's\n", "train: {num_epochs: 0}", "- a\n"]
-)
+@pytest.mark.parametrize("text", ["not: [yaml", "name: a stranger's\n", "train: {num_epochs: 0}", "- a\n"])
 def test_a_run_with_a_strangers_configuration_is_refused(tmp_path: Path, text: str) -> None:
     finished(tmp_path)
     (tmp_path / layout.CONFIG).write_text(text)
     before = content(tmp_path)
-    for flags in FLAGS[1:] if text == "" else FLAGS:  # an empty file is the defaults
-        if text == "":
-            continue
+    for flags in FLAGS:
         with pytest.raises(CxrlError, match=r"config.yaml \(it does not load.*nothing was touched"):
             claim(tmp_path, **flags)
     assert content(tmp_path) == before
@@ -181,7 +177,7 @@ def test_overwriting_deletes_what_runs_write_and_nothing_else(tmp_path: Path) ->
     for name in mine:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
-    assert claim(tmp_path, overwrite=True).run_id == run.run_id or run.run_id
+    assert claim(tmp_path, overwrite=True).run_id == run.run_id
     left = {name for name, data in content(tmp_path).items() if (tmp_path / name).is_file()}
     assert left == mine | {layout.MARKER, layout.CONFIG}
     assert all((tmp_path / name).read_text() == "mine" for name in mine)
@@ -260,7 +256,9 @@ def test_two_processes_that_start_at_once_make_one_marker(
     def another_is_quicker(source: Any, target: Any) -> None:
         other = RunDir(tmp_path)
         monkeypatch.setattr(os, "link", link)
-        other.claim(CONFIG, resume=False, overwrite=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            other.claim(CONFIG, resume=False, overwrite=False)
         others.append(other)
         link(source, target)
 

@@ -83,6 +83,8 @@ class RunDir:
         check_folder_writable(self.path, "--run-dir")
         if not self._is_ours():
             return
+        if self._lock is None:
+            _Lock(self.path / layout.MARKER).close()
         if not (resume or overwrite) and self._holds_work():
             raise CxrlError(
                 f"{self.path} already holds a run; go on with --resume, replace it with --overwrite, or "
@@ -90,8 +92,6 @@ class RunDir:
             )
         if resume and (self.path / layout.CONFIG).exists():
             check_same(load_yaml(self.path / layout.CONFIG), config, self.path / layout.CONFIG)
-        if self._lock is None:
-            _Lock(self.path / layout.MARKER).close()
 
     def claim(self, config: Config, *, resume: bool, overwrite: bool) -> None:
         """Make the directory this run's, until :meth:`release`, and write the configuration. Restricted data:
@@ -268,10 +268,9 @@ def _make_marker(path: Path) -> None:
     write_json(partial, {"format": FORMAT, "run": uuid.uuid4().hex})
     try:
         os.link(partial, path)  # unlike a rename, it fails where another was quicker
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        os.replace(partial, path)
+    except OSError:
+        if not path.exists():  # a file system without hard links
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,0 +1,327 @@
+"""What a run knows goes to the disk and comes back, and is refused where it belongs to something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import cxrl.rl.trainer as trainer_module
+from cxrl.config import Config
+from cxrl.errors import CxrlError
+from cxrl.rl.limits import Limits
+from cxrl.rl.progress import Reporter
+from cxrl.rl.reopen import load_policy
+from cxrl.rl.trainer import Trainer
+from cxrl.rl.update import Updater
+from cxrl.storage.checkpoint import checkpoints, load_checkpoint
+from cxrl.storage.reading import describe_file
+
+Make = Callable[..., Config]
+
+
+class Messages(Reporter):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def start(config: Config, run: Path, fakes: dict[str, Any], **flags: Any) -> dict[str, Any]:
+    return Trainer(config, run, **flags, **fakes).run()
+
+
+@pytest.fixture
+def config(make_config: Make) -> Config:
+    return make_config(train={"num_epochs": 2, "eval_every": 1}, policy={"ema_decay": 0.0})
+
+
+FINISHED: dict[str, Path] = {}
+
+
+@pytest.fixture
+def run(
+    config: Config, fakes: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run of two epochs, trained once: a test gets a copy."""
+    if "run" not in FINISHED:
+        FINISHED["run"] = tmp_path_factory.mktemp("finished") / "run"
+        start(config, FINISHED["run"], fakes)
+    return shutil.copytree(FINISHED["run"], tmp_path / "run")
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit the state of a checkpoint by hand, with a manifest that agrees."""
+    state = json.loads((path / "state.json").read_text())
+    edit(state)
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = describe_file(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("", "seed", 5),
+        ("optim", "lora_learning_rate", 0.5),
+        ("comparison", "center", "batch"),
+        ("rewards", "weights", [1.0, 2.0]),
+        ("sampler", "eta", 0.5),
+        ("data", "num_prompts", 7),
+    ],
+)
+def test_a_configuration_edited_in_the_folder_is_refused(
+    config: Config, run: Path, fakes: dict[str, Any], section: str, name: str, value: Any
+) -> None:
+    path = run / "config.yaml"
+    data = yaml.safe_load(path.read_text())
+    (data[section] if section else data)[name] = value
+    path.write_text(yaml.safe_dump(data))
+    edited = Config.from_dict(data)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    full = f"{section}.{name}".lstrip(".")
+    with pytest.raises(CxrlError, match=rf"{full}: .*step-000004 was started with"):
+        start(edited, run, fakes, resume=True)
+    with pytest.raises(CxrlError, match=rf"{full}: .*config.yaml was started with"):
+        start(config, run, fakes, resume=True)
+    (run / "config.yaml").write_text(config.to_yaml())
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}.keys() == before.keys()
+    start(config, run, fakes, resume=True)
+
+
+def test_the_checkpoints_of_another_run_are_refused(
+    config: Config, run: Path, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    start(config, tmp_path / "other", fakes)
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", run / "checkpoints")
+    with pytest.raises(CxrlError, match=f"step-000004 belongs to another run than {run}"):
+        start(config, run, fakes, resume=True)
+    shutil.copytree(tmp_path / "other", tmp_path / "copy")  # a whole folder is the same run elsewhere
+    start(config, tmp_path / "copy", fakes, resume=True)
+
+
+@pytest.mark.parametrize("change_of", ["text", "labels"])
+def test_other_reports_are_refused(config: Config, run: Path, fakes: dict[str, Any], change_of: str) -> None:
+    training, held_out = fakes["prompts"]
+    value = {"text": "lung lung", "labels": (0.0, 0.0)}[change_of]
+    fakes["prompts"] = ([*training[:-1], dataclasses.replace(training[-1], **{change_of: value})], held_out)
+    with pytest.raises(CxrlError, match="the training reports or their labels are others"):
+        start(config, run, fakes, resume=True)
+
+
+NAMES = (
+    "format", "run", "epoch", "kept_epoch", "wall_seconds", "step", "ema_updates", "good_epoch", "strikes",
+    "stopped_early", "limits", "settings", "prompts",
+)  # fmt: skip
+
+
+def test_a_damaged_state_is_named(config: Config, run: Path, fakes: dict[str, Any]) -> None:
+    path = checkpoints(run / "checkpoints")[-1]
+    sound = (path / "state.json").read_text()
+    trainer = Trainer(config, run, resume=True, **fakes)
+    for name, value in itertools.product(NAMES, (None, [], "x" * 9)):
+        if (name, value) == ("stopped_early", "x" * 9):
+            continue  # a reason like any other
+        change(path, lambda state, n=name, v=value: state.pop(n) if v is None else state.update({n: v}))
+        # Whose a checkpoint is can be told once the folder is claimed.
+        load = trainer.run if name == "run" else functools.partial(trainer.state.load, trainer.run_dir)
+        with pytest.raises(CxrlError, match=rf"{path}"):
+            load()
+        (path / "state.json").write_text(sound)
+
+
+def test_a_start_that_fails_leaves_the_folder_to_the_next(
+    config: Config, make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "deep" / "run"
+    wrong = [
+        (make_config(model={"path": str(tmp_path / "nowhere")}), {}),
+        (
+            make_config(train={"prompts_per_epoch": 8, "num_epochs": 1}),
+            {"prompts": (fakes["prompts"][0][:3],) * 2},
+        ),
+        (config, {"prompts": ([], [])}),
+    ]
+    for bad, changes in wrong:
+        with pytest.raises(CxrlError):
+            start(bad, run, {**fakes, **changes})
+        assert not run.parent.exists()
+    fakes_that_fail = {**fakes, "rewards": {**fakes["rewards"], "posture": type("R", (), {"score": kill})()}}
+    with pytest.raises(Killed):  # within the first epoch: nothing is lost yet
+        start(config, run, fakes_that_fail)
+    start(config, run, fakes)
+
+
+def test_a_run_that_was_stopped_goes_on_when_the_limit_is_lifted(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    train = {"num_epochs": 4, "eval_every": 1, "patience": 1, "early_stop_fid": 1e-9}
+    run = tmp_path / "run"
+    stopped = start(make_config(train=train), run, fakes)
+    assert (stopped["epochs"], stopped["kept_epoch"]) == (1, 0)
+    again = start(make_config(train=train), run, fakes, resume=True)
+    assert (again["epochs"], again["kept_epoch"], again["policy"]) == (1, 0, stopped["policy"])
+    lifted = make_config(train=train | {"early_stop_fid": 0.0})
+    done = start(lifted, run, fakes, resume=True)
+    assert (done["epochs"], done["kept_epoch"], done["stopped_early"]) == (4, 4, "")
+    whole = start(lifted, tmp_path / "whole", fakes)
+    assert done["policy"] == whole["policy"], "the stop left no trace in what was learned"
+
+
+def test_weights_that_were_put_back_are_in_the_checkpoint_too(
+    config: Config, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = iter(["", "diversity is low"])
+    monkeypatch.setattr(Limits, "problems", lambda *_: next(problems))
+    monkeypatch.setattr(trainer_module, "save_adapter", kill)
+    with pytest.raises(Killed):
+        start(config, tmp_path / "run", fakes)
+    saved = load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert (saved.state["epoch"], saved.state["kept_epoch"]) == (2, 1)
+    policy = load_policy(tmp_path / "run")
+    for name, p in policy.trainable.items():
+        assert torch.equal(p, saved.tensors["good.safetensors"][name])
+        assert not torch.equal(p, saved.tensors["ema.safetensors"][name])
+
+
+def test_both_grids_stay_when_earlier_weights_are_kept(
+    config: Config, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = iter(["", "diversity is low"])
+    monkeypatch.setattr(Limits, "problems", lambda *_: next(problems))
+    start(config, tmp_path / "run", fakes)
+    pictures = {p.name: p.read_bytes() for p in (tmp_path / "run" / "samples").iterdir()}
+    assert set(pictures) == {"epoch-000001.png", "epoch-000002.png", "epoch-000001-kept.png"}
+    pixels = {name: Image.open(tmp_path / "run" / "samples" / name).tobytes() for name in pictures}
+    assert pixels["epoch-000001.png"] == pixels["epoch-000001-kept.png"] != pixels["epoch-000002.png"]
+
+
+def test_a_finished_run_that_is_extended_and_killed_does_not_contradict_itself(
+    config: Config, make_config: Make, run: Path, fakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = {n: p.clone() for n, p in load_policy(run).trainable.items()}
+    longer = make_config(train={"num_epochs": 4, "eval_every": 1}, policy={"ema_decay": 0.0})
+    monkeypatch.setattr(Trainer, "_finish", kill)
+    with pytest.raises(Killed):
+        start(longer, run, fakes, resume=True)
+    about = json.loads((run / "adapter" / "adapter.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert about["epochs"] == summary["epochs"] == 2
+    assert about["sampler"] == {
+        "num_steps": 3,
+        "eta": 1.0,
+        "guidance_scale": 1.0,
+        "timestep_spacing": "trailing",
+    }
+    newest = load_policy(run)
+    saved = load_checkpoint(checkpoints(run / "checkpoints")[-1])
+    assert saved.state["epoch"] == 4
+    assert all(torch.equal(p, saved.tensors["ema.safetensors"][n]) for n, p in newest.trainable.items())
+    assert not all(torch.equal(p, finished[n]) for n, p in newest.trainable.items())
+    monkeypatch.undo()
+    done = start(longer, run, fakes, resume=True)
+    assert done["epochs"] == json.loads((run / "adapter" / "adapter.json").read_text())["epochs"] == 4
+    # And back: without the later checkpoints, neither summary nor adapter speaks of epochs yet to come.
+    for path in checkpoints(run / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    monkeypatch.setattr(Updater, "update", kill)
+    with pytest.raises(Killed):
+        start(longer, run, fakes, resume=True)
+    assert not (run / "summary.json").exists()
+    assert not (run / "adapter" / "adapter.json").exists()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == checkpoints_epoch(run)
+    load_policy(run)
+
+
+def checkpoints_epoch(run: Path) -> int:
+    return load_checkpoint(checkpoints(run / "checkpoints")[-1]).state["epoch"]
+
+
+def test_tensorboard_shows_every_epoch_once(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(
+        run={"trackers": ["tensorboard"]}, train={"num_epochs": 4, "checkpoint_every": 2, "eval_every": 0}
+    )
+    update, calls = Updater.update, 0
+
+    def dies_in_the_fourth(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return kill() if calls == 4 else update(*args, **kwargs)
+
+    monkeypatch.setattr(Updater, "update", dies_in_the_fourth)
+    with pytest.raises(Killed):
+        start(config, tmp_path / "run", fakes)
+    monkeypatch.undo()
+    start(config, tmp_path / "run", fakes, resume=True)
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "train"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_follow_the_umask(
+    config: Config, fakes: dict[str, Any], tmp_path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        start(config, tmp_path / "run", fakes)
+    finally:
+        os.umask(before)
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert len(files) > 15
+    assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {mode}
+
+
+def test_a_stray_folder_among_the_checkpoints_is_named_once(
+    config: Config, make_config: Make, run: Path, fakes: dict[str, Any]
+) -> None:
+    shutil.copytree(run / "checkpoints" / "step-000004", run / "checkpoints" / "step-000004-keep")
+    reporter = Messages()
+    longer = make_config(train={"num_epochs": 3, "eval_every": 1}, policy={"ema_decay": 0.0})
+    start(longer, run, fakes, resume=True, reporter=reporter)
+    assert [t for t in reporter.texts if "step-000004-keep" in t] == [
+        f"{run / 'checkpoints'}: no checkpoints, passed over: step-000004-keep"
+    ]
+    load_checkpoint(run / "checkpoints" / "step-000004-keep")
+    start(longer, run, fakes, resume=True)
+
+
+def test_the_units_are_those_of_the_first_rollout(
+    config: Config, make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    one = Trainer(make_config(train={"num_epochs": 1}), tmp_path / "one", **fakes)
+    one.run()
+    resumed = Trainer(make_config(train={"num_epochs": 2}), tmp_path / "one", resume=True, **fakes)
+    resumed.run()
+    whole = Trainer(make_config(train={"num_epochs": 2}), tmp_path / "two", **fakes)
+    whole.run()
+    for trainer in (resumed, whole):
+        for name in ("mean", "std"):
+            assert torch.equal(getattr(trainer.state.units, name), getattr(one.state.units, name))

@@ -139,9 +139,9 @@ def contact_sheet(
     import torch
     from PIL import Image, ImageDraw, ImageFont
 
+    from cxrl.data.films import read_films
     from cxrl.data.sources import study_order
     from cxrl.images.png import to_uint8, wrap_caption
-    from cxrl.images.read import read_films
 
     tally = Tally()
     order = study_order([film for film in index.films if film.image], seed)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import cxrl
+from cxrl.storage import layout
 
 ROOT = Path(__file__).parents[1]
 OPS = ("attention", "pairwise_comparison", "trajectory_log_prob")
@@ -55,6 +59,97 @@ def test_kernels_is_no_package() -> None:
         "assert 'triton' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "cxrl").rglob("*.py"))
+}
+COMMANDS = {"cxrl.data.inspect", "cxrl.data.phantom.__main__"}
+"""On the commands' floor, wherever their files are."""
+
+
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports, also within functions and for type checking."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return {name for name in found if name.split(".")[0] == "cxrl" and name != "cxrl._C"}
+
+
+def floors() -> dict[str, int]:
+    """Room → height, from CONTRIBUTING."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = text.split("```floors\n")[1].split("```")[0]
+    lines = [re.split(r"\s{2,}", line)[0].split() for line in block.splitlines()]
+    return {room: height for height, line in enumerate(reversed(lines)) for room in line}
+
+
+def floor(module: str, heights: dict[str, int]) -> int:
+    return max(heights.values()) if module in COMMANDS else heights[module.split(".")[1]]
+
+
+def room(module: str) -> str:
+    return module if module in COMMANDS else module.split(".")[1]
+
+
+def test_imports_point_down() -> None:
+    heights = floors()
+    rooms = {module.split(".")[1] for module in MODULES if module != "cxrl"}
+    assert rooms == heights.keys()
+    upward = [
+        f"{module} imports {name}"
+        for module in MODULES
+        if module != "cxrl"
+        for name in imports(module) - {"cxrl"}
+        if room(module) != room(name) and floor(name, heights) >= floor(module, heights)
+        if not (module in COMMANDS and floor(name, heights) == max(heights.values()))
+    ]
+    assert upward == []
+
+
+def test_nothing_imports_the_face() -> None:
+    assert [module for module in MODULES if "cxrl" in imports(module)] == []
+
+
+def test_no_circle() -> None:
+    ordered = graphlib.TopologicalSorter({m: imports(m) for m in MODULES if m != "cxrl"})
+    ordered.prepare()  # raises CycleError, which names the circle
+
+
+def test_the_layout_of_a_run_is_named_in_one_place() -> None:
+    names = set(vars(layout)) & {"CONFIG", "METRICS", "SUMMARY", "WEIGHTS_FILE", "EMA_FILE", "ADAPTER_FILE"}
+    files = {vars(layout)[name] for name in names}
+    assert len(files) == 6
+    for module, path in MODULES.items():
+        if module == "cxrl.storage.layout":
+            continue
+        strings = {
+            node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
+        }
+        assert not strings & files, (module, strings & files)
+
+
+WRITES = re.compile(r"\bos\.(replace|rename)\(|\.write_(text|bytes)\(|open\([^)]*[\"'][wax]b?\+?[\"']")
+
+
+def test_files_are_written_in_one_place() -> None:
+    """But for what is not a file of its own: a line of the metrics, files of libraries."""
+    elsewhere = {m for m, path in MODULES.items() if WRITES.search(path.read_text())}
+    assert elsewhere == {
+        "cxrl.storage.writing",
+        "cxrl.storage.checkpoint",  # renames folders
+        "cxrl.storage.run_dir",  # adds lines to the metrics; the marker
+        "cxrl.models.adapter",  # reorders a header within the file that is being written
+        "cxrl.data.index",  # writes line by line, into the file that is being written
+        "cxrl.pretraining.text_encoder",  # a tokenizer's files, beside those that transformers writes
+        "cxrl.ops.tune",  # ops import nothing of the project
+    }
 
 
 def test_import_is_light() -> None:

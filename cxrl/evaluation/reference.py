@@ -19,10 +19,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from cxrl.config import Config
+from cxrl.data.films import read_films
 from cxrl.data.index import FilmRecord, Tally, describe
 from cxrl.data.sources import cache_folder, load_index
 from cxrl.errors import CxrlError
-from cxrl.images.read import SUFFIXES, read_films
+from cxrl.images.read import SUFFIXES
 from cxrl.scorers.choice import ModelChoice, file_sha256
 from cxrl.storage.writing import write_tensors
 

@@ -6,7 +6,6 @@ image. DICOM needs pydicom (the extra ``dicom``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from cxrl.data.index import FilmRecord, Tally
 from cxrl.errors import CxrlError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -89,34 +87,6 @@ def resize(image: Tensor, size: tuple[int, int], *, crop: bool = True) -> Tensor
     rest_h, rest_w = height - inner[0], width - inner[1]
     borders = (rest_w // 2, rest_w - rest_w // 2, rest_h // 2, rest_h - rest_h // 2)
     return F.pad(image, borders).clamp(0.0, 1.0).contiguous()
-
-
-def read_films(
-    films: Sequence[FilmRecord], root: Path, size: int | tuple[int, int], *, tally: Tally, crop: bool = True
-) -> tuple[Tensor, list[FilmRecord]]:
-    """The films that can be read.
-
-    Args:
-        films: Records with an image.
-        root: Of the index.
-        size: Pixels (height, width), or of a side.
-        tally: Gets those that cannot be read, by reason.
-        crop: As in :func:`read_image`.
-
-    Returns:
-        float32 [n, 1, H, W] and the n records.
-    """
-    images, kept = [], []
-    for film in films:
-        try:
-            if not film.image:
-                raise UnreadableImage(root, "image missing")
-            images.append(read_image(root / film.image, size, crop=crop))
-            kept.append(film)
-        except UnreadableImage as error:
-            tally.add(error.reason, film.film)
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.stack(images) if images else torch.zeros(0, 1, height, width), kept
 
 
 def _read_picture(path: Path, size: tuple[int, int] | None) -> np.ndarray:

@@ -1,11 +1,14 @@
-"""Distance of an image from the canonical pose: the reward's formula on a judge's estimate."""
+"""Distance of an image from the canonical pose, alike for reward and judge."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from cxrl.rewards.posture import misalignment
+
+def misalignment(psi: Tensor) -> Tensor:
+    """Distance of psi [N, 5] from the identity pose: [N], >= 0."""
+    return psi.square().sum(dim=-1).sqrt()
 
 
 def posture_score(psi: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 try:
     # After torch, so that both use the OpenMP runtime (and its threads) that torch brings.
-    from cxrl import _C
+    import cxrl._C as _C
 
     _IMPORT_ERROR: str | None = None
 except ImportError as error:

@@ -14,17 +14,13 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
+from cxrl.metrics.posture import misalignment
 from cxrl.rewards.base import register_reward
 from cxrl.scorers.choice import ModelChoice
 from cxrl.scorers.protocols import load_posture
 
 NOT_A_FILM = 2.0
 """Worse than any pose of a real film, whose distance is below 1."""
-
-
-def misalignment(psi: Tensor) -> Tensor:
-    """Distance of psi [N, 5] from the identity pose: [N], >= 0."""
-    return psi.square().sum(dim=-1).sqrt()
 
 
 @register_reward("posture")

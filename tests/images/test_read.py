@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from cxrl.data.films import read_films
 from cxrl.data.index import FilmRecord, Tally
 from cxrl.data.phantom.films import corpus
 from cxrl.errors import CxrlError
-from cxrl.images.read import UnreadableImage, read_films, read_image, resize
+from cxrl.images.read import UnreadableImage, read_image, resize
 
 RAMP = np.linspace(0.0, 1.0, 48, dtype=np.float32).reshape(6, 8)
 

@@ -115,7 +115,7 @@ def check_writable(path: Path, option: str) -> None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
-        check_folder_writable(Path(os.path.realpath(path)).parent, option)
+        _probe(Path(os.path.realpath(path)).parent)
     except (OSError, ValueError) as error:
         raise _refused(path, option, error) from None
 
@@ -123,18 +123,23 @@ def check_writable(path: Path, option: str) -> None:
 def check_folder_writable(folder: Path, option: str) -> None:
     """Raise CxrlError, naming ``option``, unless files can be written into a folder, there or not."""
     try:
-        above = folder
-        while not above.exists() and not above.is_symlink():
-            above = above.parent
-        if not above.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
-        probe = above / temporary_name("probe", os.getpid())
-        try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600))
-        finally:
-            probe.unlink(missing_ok=True)
+        _probe(folder)
     except (OSError, ValueError) as error:
         raise _refused(folder, option, error) from None
+
+
+def _probe(folder: Path) -> None:
+    """Write a file into a folder, or into the first above it that exists, and delete it. Raises OSError."""
+    above = folder
+    while not above.exists() and not above.is_symlink():
+        above = above.parent
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
+    probe = above / temporary_name("probe", os.getpid())
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError, hint: str = "") -> CxrlError:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cxrl.config import Config
@@ -71,6 +72,14 @@ def test_the_judges_that_ship_are_the_scorers_of_their_folder() -> None:
         assert torch.equal(judges.text_embeds(["No edema."]), pair.text_embeds(["No edema."]))
     assert judges.reference is not None
     assert judges.features(images).shape == (3, judges.reference.shape[1]) == (3, 128)
+    # Both halves in units of their spread on clean films, so that neither drowns the other.
+    with torch.no_grad():
+        halves = torch.cat([diagnosis.features(images), posture.features(images)], 1)
+    scale = load_file(ASSETS / "judges" / "reference.safetensors")["scale"]
+    torch.testing.assert_close(judges.features(images), halves / scale)
+    spread = judges.reference - judges.reference.mean(0)
+    for half in spread.split(64, 1):
+        assert float(half.square().mean().sqrt()) == pytest.approx(1.0, rel=0.01)
     built = build_judges(Config(), (64, 64))
     assert built.reference is not None
     assert torch.equal(built.features(images), judges.features(images))

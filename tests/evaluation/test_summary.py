@@ -84,6 +84,17 @@ def test_intervals_cover_the_estimate_and_are_reproducible():
     json.dumps(first, allow_nan=False)
 
 
+def test_replicates_of_the_frechet_distance_are_centred_on_the_estimate():
+    # A resample repeats images, which by itself pushes the distance up: far more than its spread here.
+    batch = PromptBatch.repeat(prompts(12), 3)
+    result = evaluate_images(pictures(36), batch, FakeJudges(), seed=3, bootstrap=300)
+    replicates, estimate = result.replicates["fid"], result.values["fid"]
+    assert float(replicates.mean()) == pytest.approx(estimate, rel=1e-6)
+    assert float(replicates.std()) > 1e-3 * estimate
+    for key in set(KEYS) - {"fid"}:  # the others' mean is near, and not on, the estimate
+        assert float(result.replicates[key].mean()) != pytest.approx(result.values[key], rel=1e-9)
+
+
 def test_prompts_are_resampled_and_not_images():
     # Every prompt's images are equal: 40 copies carry no more information than one.
     levels = torch.rand(10, 1, 1, 1, generator=torch.Generator().manual_seed(5))

@@ -22,6 +22,7 @@ from cxrl.rl.records import Rollout, UpdateStats
 from cxrl.rl.rollout import Sampler, batch_noise
 from cxrl.rl.seeding import generator
 from cxrl.rl.update import Updater, _Pass
+from cxrl.storage.checkpoint import State
 
 PROMPTS = [ReportPrompt(0, "no acute", ()), ReportPrompt(1, "left lung", ())]
 NUM = 8
@@ -217,3 +218,63 @@ def test_what_is_not_finite_stops_with_the_cause(make: Callable[..., Setup], whe
         setup.update(advantages, epoch=4)
     for name, p in setup.policy.weights().items():
         torch.testing.assert_close(p, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_statistics_are_their_definitions(
+    make: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """approx_kl, clip fraction, loss and ratio of an epoch, from every log-probability that was scored."""
+    clip = 1e-4
+    setup = make(minibatches=3, lora_learning_rate=1e-3, ace_learning_rate=1e-3, clip_range=clip)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def spy(log_prob: Tensor, old: Tensor, advantage: Tensor, clip_range: float) -> Any:
+        seen.append((log_prob.detach().double(), old.double(), advantage.double()))
+        assert clip_range == clip
+        return ppo_loss(log_prob, old, advantage, clip_range)
+
+    monkeypatch.setattr("cxrl.rl.update.ppo_loss", spy)
+    stats = setup.update()
+    assert len(seen) == 3, "a piece an optimizer step"
+    change = torch.cat([new - old for new, old, _ in seen[1:]])
+    assert stats.approx_kl == pytest.approx(float(change.square().mean()) / 2, rel=1e-4)
+    outside = (change.exp() - 1).abs() > clip
+    assert stats.clip_fraction == pytest.approx(float(outside.double().mean()))
+    assert 0 < stats.clip_fraction < 1
+    assert stats.ratio_mean == pytest.approx(float((seen[0][0] - seen[0][1]).exp().mean()), abs=1e-6)
+    rows = torch.arange(NUM * setup.rollout.schedule.num_policy_steps)
+    total = 0.0
+    for (new, old, advantage), part in zip(seen, rows.tensor_split(3), strict=True):
+        ratio = (new - old).exp()
+        clipped = ratio.clamp(1 - clip, 1 + clip)
+        total += float(torch.maximum(-advantage * ratio, -advantage * clipped).sum()) / len(part)
+    assert stats.loss == pytest.approx(total / 3, rel=1e-3, abs=1e-5)
+
+
+def test_the_optimizers_state_comes_back(make: Callable[..., Setup]) -> None:
+    one, other = make(), make()
+    one.update()
+    state = one.updater.state()
+    names = one.policy.trainable
+    assert set(state.tensors["optimizer.safetensors"]) == {
+        f"{name}/{entry}" for name in names for entry in ("step", "exp_avg", "exp_avg_sq")
+    }
+    other.policy.load_weights({n: p.clone() for n, p in one.policy.weights().items()}, "here")
+    kept = {name: value.clone() for name, value in state.tensors["optimizer.safetensors"].items()}
+    other.updater.load_state(State({"optimizer.safetensors": kept}, state.numbers), "here")
+    assert other.updater.num_steps == 1
+    one.rollout = other.rollout = one.sampler.rollout(one.rollout.batch, fresh_noise(one))
+    for setup in (one, other):
+        setup.update(epoch=1)
+    for name in names:
+        assert torch.equal(one.policy.trainable[name], other.policy.trainable[name])
+    wrong = {name: value for name, value in kept.items() if not name.startswith("ace/")}
+    with pytest.raises(CxrlError, match=r"here/optimizer.safetensors: misses weight ace"):
+        other.updater.load_state(State({"optimizer.safetensors": wrong}, state.numbers), "here")
+    make().updater.load_state(
+        State({"optimizer.safetensors": {}}, {"step": 0}), "here"
+    )  # before a first step
+
+
+def fresh_noise(setup: Setup) -> Any:
+    return batch_noise(generator(1, "rollout"), setup.policy.base.latent_shape, NUM)

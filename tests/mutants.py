@@ -1,0 +1,415 @@
+"""Small changes of meaning, made one at a time: does a test notice? ``python tests/mutants.py [--only TEXT]``
+
+Every mutant is one replacement in one file of the package, with the test files that must fail on it. The list
+is of rewirings that leave the code running: another noise, another sign, a factor, a part left out. Not part of
+the test suite: the run takes about half an hour on two cores. The result, caught and not, goes to
+``tests/mutants.json``; a mutant that no test notices stands there with the reason.
+"""
+# ruff: noqa: E501  the list is a table
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = Path(__file__).with_suffix(".json")
+WIRING, STATE = "tests/rl/test_wiring.py", "tests/rl/test_run_state.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of meaning.
+
+    Attributes:
+        file: Below ``cxrl/``.
+        old: Text that stands there exactly once.
+        new: What takes its place.
+        tests: Files of which one must fail, the likeliest first.
+        accepted: Why no test can notice; empty for all others.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    accepted: str = ""
+
+
+def _in(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
+    return [Mutant(file, old, new, tuple(tests.split())) for old, new in changes]
+
+
+MUTANTS: list[Mutant] = [
+    *_in(
+        "rl/anchor.py",
+        f"{WIRING} tests/rl/test_anchor.py",
+        ("noise = start_from(rollout.latents[:, 0], own)\n", "noise = own\n"),
+        ('generator(self.config.seed, "anchor", epoch, device', 'generator(self.config.seed, "rollout", epoch, device'),
+        ("self.sampler.images(rollout.batch, noise, anchor=True)", "self.sampler.images(rollout.batch, noise)"),
+        ("images = self.sampler.images(new.slice(share.start, share.stop), noise, anchor=True)",
+         "images = self.sampler.images(new.slice(share.start, share.stop), noise)"),
+        ("return table[:, None], torch.arange(len(batch), device=device)", "return table[:, None].flip(0), torch.arange(len(batch), device=device)"),
+        ("keys = [(p.prompt_id, m) for p in prompts for m in range(size)]", "keys = [(p.prompt_id, 0) for p in prompts for m in range(size)]"),
+        ("if p.prompt_id not in self._rewards]", "]"),
+    ),
+    *_in(
+        "rl/trainer.py",
+        f"{WIRING} {STATE} tests/rl/test_trainer.py",
+        ("if state.units is None:", "if True:"),
+        ("center=c.center, scale", 'center="prompt", scale'),
+        ("scale=c.scale, clip", 'scale="std", clip'),
+        (", clip=c.advantage_clip)", ")"),
+        ("values = values[:, [scored.index(name) for name in names]]", "values = values[:, [scored.index(name) for name in reversed(names)]]"),
+        ("rewards, anchors, anchor_of, config.rewards.weights,", "rewards, anchors, anchor_of, config.rewards.weights[::-1],"),
+        ('generator(self.config.seed, "rollout", epoch,', 'generator(self.config.seed, "rollout", 0,'),
+        ("seed=config.seed, epoch=state.epoch\n", "seed=config.seed, epoch=0\n"),
+        ("policy.as_average(self.parts.limits.good if fell_back else policy.ema)", "policy.as_average(policy.ema)"),
+        ("state.kept_epoch = state.epoch\n            last", "last"),
+        ("while state.epoch < train.num_epochs and not limits.reason:", "while state.epoch < train.num_epochs:"),
+        ("grid_name(state.kept_epoch, kept=state.kept_epoch != state.epoch)", "grid_name(state.epoch)"),
+    ),
+    *_in(
+        "rl/comparison.py",
+        f"tests/rl/test_comparison.py {WIRING}",
+        ("standard = (values - units.mean) / units.std", "standard = values - units.mean"),
+        ("centred = values - group_mean(values, group)", "centred = values - values.mean(0)"),
+        ("return math.sqrt(2 * math.pi)", "return math.sqrt(math.pi)"),
+        ("return 4 * math.sqrt(temperature**2 + math.pi / 8)", "return 4.0"),
+        ("(config.min_std if anchors.shape[1] > 1 else 1.0)", "config.min_std"),
+        ("w * ~direct * form_scale", "w * form_scale"),
+        ("score if alone else score + compared", "score + compared"),
+        ("temperature=config.temperature,\n    )", "temperature=1.0,\n    )"),
+        ("<= set(c.without_anchor)", "< set(c.without_anchor)"),
+    ),
+    *_in(
+        "rl/advantages.py",
+        f"tests/rl/test_advantages.py {WIRING}",
+        ('centred = s if center == "none" else s - group_mean(s, scope)', "centred = s - group_mean(s, scope)"),
+        ("rms = group_mean(centred.square(), scope).sqrt()", "rms = group_mean(centred.abs(), scope)"),
+        ('if center == "prompt" else torch.zeros_like(group)', "if True else torch.zeros_like(group)"),
+        ("centred = torch.where(tied, torch.zeros_like(centred), centred)\n", ""),
+        ("centred.clamp(-clip, clip)", "centred.clamp(-clip, 2 * clip)"),
+    ),
+    *_in(
+        "rl/loss.py",
+        "tests/rl/test_loss.py tests/rl/test_update.py",
+        ("torch.maximum(-advantage * ratio, -advantage * clipped)", "torch.minimum(-advantage * ratio, -advantage * clipped)"),
+        ("ratio.clamp(1 - clip_range, 1 + clip_range)", "ratio.clamp(1 - clip_range, 1 + 2 * clip_range)"),
+        ("(c_e / sigma).square() / 2 *", "(c_e / sigma).square() *"),
+        ("unconditional.float() + guidance * (", "unconditional.float() + (guidance + 1) * ("),
+    ),
+    *_in(
+        "rl/update.py",
+        f"tests/rl/test_update.py {WIRING}",
+        ("approx_kl=self._mean(later, 3) / 2,", "approx_kl=self._mean(later, 3),"),
+        ("clip_fraction=self._mean(later, 2),", "clip_fraction=self._mean(first, 2),"),
+        ("(loss.sum() * (self.loss_scale / count)).backward()", "(loss.sum() * (self.loss_scale / len(rows))).backward()"),
+        ("        self.policy.update_ema()\n", ""),
+        ("active[share] = (advantages.cpu() != 0)", "active[share] = (advantages.cpu() > 0)"),
+        ("steps = torch.rand(total, num_steps, generator=rng).argsort(1)[:, :kept]", "steps = torch.arange(num_steps).expand(total, -1)[:, :kept]"),
+        ("self.rollout.latents[sample, index + 1], self.rollout.schedule.rows[index]", "self.rollout.latents[sample, index + 1], self.rollout.schedule.rows[index - 1]"),
+        ("prompt_of=self.group[sample],", "prompt_of=self.group[sample] * 0,"),
+        ("loss = loss + self.config.kl_weight * kl", "loss = loss + kl"),
+        ("if self.config.on_ratio_mismatch == \"error\" or", "if False and"),
+    ),
+    *_in(
+        "rl/rollout.py",
+        f"tests/rl/test_rollout.py {WIRING} tests/rl/test_update.py",
+        ("inputs = latents[part, step], eps[part], embeds, group[part]", "inputs = latents[part, step], eps[part], embeds, group[part] * 0"),
+        ("Rollout(batch, latents, schedule, log_probs[:, schedule.policy_steps], images)", "Rollout(batch, latents, schedule, log_probs[:, : schedule.num_policy_steps].flip(1), images)"),
+        ("base.encode_text([\"\"])[0] if self.guidance > 1 else None", "base.encode_text([\"\"])[0] * 0 if self.guidance > 1 else None"),
+        ("base.scheduler_config, config.num_steps, config.eta, config.timestep_spacing", "base.scheduler_config, config.num_steps, 1.0, config.timestep_spacing"),
+        ("            eps = noise()\n            x = torch.cat(", "            x = torch.cat("),
+    ),
+    *_in(
+        "rl/evaluation.py",
+        WIRING,
+        ("rng = generator(self.config.seed, NOISE_PURPOSE, device", "rng = generator(self.config.seed + anchor, NOISE_PURPOSE, device"),
+        ("with self.sampler.policy.ema_weights():\n            images = self.sampler.images(batch.slice(share.start, share.stop), noise, anchor=anchor)",
+         "images = self.sampler.images(batch.slice(share.start, share.stop), noise, anchor=anchor)"),
+        ("noise, anchor=anchor)", "noise, anchor=False)"),
+    ),
+    *_in(
+        "rl/schedule.py",
+        "tests/rl/test_schedule.py",
+        ("eta**2 * (1 - p) / (1 - a) * (1 - a / p)", "eta * (1 - p) / (1 - a) * (1 - a / p)"),
+        ("torch.where(previous >= 0, alphas[previous.clamp(min=0)], scheduler.final_alpha_cumprod.double())", "alphas[previous.clamp(min=0)]"),
+        ("d * a.sqrt() - (p * (1 - a)).sqrt()", "d * a.sqrt() + (p * (1 - a)).sqrt()"),
+        ("c_x, c_e = d / (1 - a).sqrt(), p.sqrt() - d * (a / (1 - a)).sqrt()", "c_x, c_e = d / (1 - a).sqrt(), p.sqrt() - d * a / (1 - a).sqrt()"),
+    ),
+    *_in(
+        "rl/limits.py",
+        f"tests/rl/test_limits.py {STATE}",
+        ("            self.strikes = 0\n            self._keep", "            self._keep"),
+        ("diversity < share * anchor", "diversity > share * anchor"),
+        ("self.strikes >= self.config.patience", "self.strikes > self.config.patience"),
+        ("{name: value.clone() for name, value in self.policy.ema.items()}", "dict(self.policy.ema)"),
+        ("        if not self.changed:\n", "        if True:\n"),
+    ),
+    *_in(
+        "rl/run_state.py",
+        f"{STATE} tests/rl/test_resume.py",
+        ("check_settings(field(state, \"settings\", dict, str(path)), self.config, path)", "pass"),
+        ("if run_dir.run_id and state.get(\"run\") != run_dir.run_id:", "if False:"),
+        ("if state.get(\"prompts\") != self._prompts:", "if False:"),
+        ("self.units = RewardUnits.load_state(state, device)", "self.units = None"),
+        ("parts.updater.load_state(state, str(path))", "parts.updater.num_steps = state.numbers[\"step\"]"),
+        ("parts.anchors.bank.load_state(state, device, str(path))", "pass"),
+    ),
+    *_in(
+        "models/policy.py",
+        f"tests/models/test_policy.py {WIRING}",
+        ("layer.enable_adapters(False)", "layer.enable_adapters(True)"),
+        ("if self.ace is not None and not anchor:", "if self.ace is not None:"),
+        ("decay = min(self.config.ema_decay, (1 + n) / (10 + n))", "decay = self.config.ema_decay"),
+        ("self.ema[name].lerp_(p, 1 - decay)", "self.ema[name].lerp_(p, decay)"),
+        ("return conditional, unconditional\n", "return unconditional, conditional\n"),
+        ("torch.full_like(prompt_of, len(prompt_embeds))", "torch.full_like(prompt_of, 0)"),
+    ),
+    *_in(
+        "models/ace.py",
+        "tests/models/test_ace.py",
+        ("INIT_NOISE = 0.02", "INIT_NOISE = 0.2"),
+        ("INIT_NOISE * pad.std() * noise", "INIT_NOISE * noise"),
+    ),
+    *_in(
+        "models/attention.py",
+        "tests/models/test_attention.py tests/models/test_policy.py",
+        ("alpha=layer.scaling[names[0]]", "alpha=1.0"),
+        ("text, kv_index, ace = hidden_states, None, None", "text, kv_index, ace = hidden_states, None, ace"),
+        ("scale=attn.scale)\n        else:", "scale=2 * attn.scale)\n        else:"),
+    ),
+    *_in(
+        "ops/trajectory_log_prob.py",
+        "tests/ops/test_trajectory_log_prob.py",
+        ("squared_error = (x_prev - mean).square().flatten(1).mean(1)", "squared_error = (x_prev - mean).square().flatten(1).sum(1)"),
+        ("prediction = unguided + guidance * (prediction - unguided)", "prediction = prediction + guidance * (prediction - unguided)"),
+        ("- torch.log(sigma) - HALF_LOG_TWO_PI", "- HALF_LOG_TWO_PI"),
+        ("return x_prev, torch.where(stochastic, log_prob, torch.zeros_like(log_prob))", "return x_prev, log_prob"),
+    ),
+    *_in(
+        "ops/pairwise_comparison.py",
+        "tests/ops/test_pairwise_comparison.py",
+        ("+ 0.5 * (own == bank).to(rewards.dtype)", "+ (own == bank).to(rewards.dtype)"),
+        ("std = anchors.std(1, correction=0)", "std = anchors.std(1)"),
+        ("(rewards - anchors.mean(1)[prompt]) / std[prompt]", "(rewards - anchors.mean(1)[prompt]) / std[prompt].mean()"),
+    ),
+    *_in(
+        "metrics/diversity.py",
+        "tests/metrics/test_diversity.py",
+        ("same = group[first] == group[second]", "same = group[first] >= group[second]"),
+        ("term = luminance * contrast if scale == scales - 1 else contrast", "term = luminance * contrast"),
+        ("rms.append((x - y).square().mean((1, 2, 3)).sqrt().cpu())", "rms.append((x - y).square().mean((1, 2, 3)).cpu())"),
+        ("WINDOW, SIGMA = 11, 1.5", "WINDOW, SIGMA = 11, 2.5"),
+    ),
+    *_in(
+        "metrics/distribution.py",
+        "tests/metrics/test_distribution.py",
+        ("trace = z.square().sum((1, 2)) + cov_y.trace() - 2.0 * cross", "trace = z.square().sum((1, 2)) + cov_y.trace() - cross"),
+        ("within / (n * (n - 1)) - 2.0 * kernel_ab.mean()", "within / (n * n) - 2.0 * kernel_ab.mean()"),
+        ("distances.append((gap + mean).square().sum(1) + trace)", "distances.append(gap.square().sum() + trace)"),
+    ),
+    *_in(
+        "metrics/classification.py",
+        "tests/metrics/test_classification.py",
+        ("beats = 0.5 * (difference.sign() + 1.0)", "beats = (difference > 0).double()"),
+        ("labels[:, f] == 1, labels[:, f] == 0", "labels[:, f] == 1, labels[:, f] != 1"),
+    ),
+    *_in(
+        "evaluation/summary.py",
+        "tests/evaluation/test_summary.py",
+        ('(replicates["fid"] - replicates["fid"].mean() + values["fid"])', 'replicates["fid"]'),
+        ("[p.text for p in batch.prompts])[batch.group]", "[p.text for p in batch.prompts])[batch.group.flip(0)]"),
+        ("paired = {key: self.policy.replicates[key] - self.anchor.replicates[key] for key in KEYS}", "paired = {key: self.anchor.replicates[key] - self.policy.replicates[key] for key in KEYS}"),
+        ("torch.tensor([0.025, 0.975]", "torch.tensor([0.05, 0.95]"),
+        ("drawn = torch.randint(num_prompts, (bootstrap, num_prompts)", "drawn = torch.randint(max(1, num_prompts // 2), (bootstrap, num_prompts)"),
+    ),
+    *_in(
+        "evaluation/judges.py",
+        "tests/evaluation/test_judges.py",
+        ("model.features(images)], 1) / scale", "model.features(images)], 1)"),
+    ),
+    *_in(
+        "rewards/diagnosis.py",
+        "tests/rewards/test_diagnosis.py",
+        ("mean(1.0 - probability, absent)", "mean(probability, absent)"),
+        ("label_agreement(probability, labels) * validity", "label_agreement(probability, labels)"),
+    ),
+    *_in(
+        "rewards/consistency.py",
+        "tests/rewards/test_consistency.py",
+        (" - (1.0 - validity)", ""),
+        ("texts = texts[batch.group.to(texts.device)]", "texts = texts[batch.group.to(texts.device) * 0]"),
+    ),
+    *_in(
+        "rewards/posture.py",
+        "tests/rewards/test_posture.py",
+        ("-misalignment(psi) - NOT_A_FILM", "misalignment(psi) - NOT_A_FILM"),
+        ("NOT_A_FILM * (1.0 - validity)", "NOT_A_FILM * validity"),
+    ),
+    *_in(
+        "storage/checkpoint.py",
+        "tests/storage/test_checkpoint.py",
+        ("for old in checkpoints(folder)[:-keep]:", "for old in checkpoints(folder)[: -keep - 1]:"),
+        ("return [found[step] for step in sorted(found)]", "return [found[step] for step in sorted(found, key=str)]"),
+        ("if path.name in CHECKPOINT_FILES or is_temporary(path.name):", "if True:"),
+    ),
+    *_in(
+        "storage/writing.py",
+        "tests/storage/test_writing.py tests/storage/test_checkpoint.py",
+        ("0o600 if private else 0o666 & ~current_umask()", "0o666 & ~current_umask()"),
+        ("return not stat.S_ISREG(path.stat().st_mode)", "return False"),
+        ("Path(os.path.realpath(path))\n            partial", "path\n            partial"),
+    ),
+    *_in(
+        "storage/run_dir.py",
+        f"tests/storage/test_run_dir.py {STATE}",
+        ("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
+        ("            if layout.is_grid(path.name):\n                path.unlink()", "            path.unlink()"),
+        ("kept = [line for line in lines if _epoch_of(line) < epochs]", "kept = [line for line in lines if _epoch_of(line) <= epochs]"),
+        ("        if wrong:\n", "        if False:\n"),
+    ),
+]  # fmt: skip
+
+
+def check(mutant: Mutant) -> None:
+    """Raise ValueError unless the change applies exactly once, and its tests exist."""
+    text = (ROOT / "cxrl" / mutant.file).read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file}: {text.count(mutant.old)} places with {mutant.old!r}, expected one")
+    missing = [test for test in mutant.tests if not (ROOT / test).is_file()]
+    if missing:
+        raise ValueError(f"{mutant.file}: no {missing[0]}")
+
+
+def tree(folder: Path, mutant: Mutant | None) -> None:
+    """The package and the tests, with one change; what is large or compiled is linked."""
+    for name in (
+        "tests",
+        "kernels",
+        "examples",
+        "pyproject.toml",
+        "benchmarks",
+        "README.md",
+        "CONTRIBUTING.md",
+    ):
+        if (ROOT / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(
+        ROOT / "cxrl", folder / "cxrl", ignore=shutil.ignore_patterns("assets", "*.so", "__pycache__")
+    )
+    for path in [ROOT / "cxrl" / "assets", *(ROOT / "cxrl").glob("*.so")]:
+        (folder / "cxrl" / path.name).symlink_to(path)
+    if mutant is not None:
+        path = folder / "cxrl" / mutant.file
+        path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def fails(mutant: Mutant | None, tests: tuple[str, ...]) -> str:
+    """The first of the test files that fails on a changed tree; empty where all pass.
+
+    Each runs in a fork of this process, which has imported the libraries but nothing of the package.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        tree(folder, mutant)
+        for test in tests:
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):
+                    os._exit(_run(folder, test))
+                os._exit(99)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if status:
+                return test
+    return ""
+
+
+def _run(folder: Path, test: str) -> int:
+    import pytest
+
+    os.chdir(folder)
+    sys.path[:0] = [str(folder), str(folder / "kernels")]
+    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{folder / 'kernels'}"
+    options = [
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--rootdir",
+        str(folder),
+        "--deselect",
+        SLOW,
+    ]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return int(pytest.main([*options, "--basetemp", str(folder / "tmp"), str(folder / test)]))
+
+
+SLOW = "tests/evaluation/test_summary.py::test_a_summary_of_256_images_is_quick"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="mutants whose file or text holds this")
+    parser.add_argument("--check", action="store_true", help="only see that every change applies")
+    args = parser.parse_args()
+    chosen = [m for m in MUTANTS if args.only in m.file or args.only in m.old or args.only in m.new]
+    for mutant in chosen:
+        check(mutant)
+    if args.check:
+        print(f"{len(chosen)} mutants apply")
+        return 0
+    import diffusers  # noqa: F401 in the parent, so that every fork has them
+    import peft  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)
+    sound = sorted({test for m in chosen for test in m.tests})
+    bad = fails(None, tuple(sound))
+    if bad:
+        print(f"{bad} fails on the code as it is")
+        return 2
+    rows: list[dict[str, Any]] = []
+    for number, mutant in enumerate(chosen, 1):
+        start = time.perf_counter()
+        caught = fails(mutant, mutant.tests)
+        rows.append(
+            {
+                "file": mutant.file,
+                "old": mutant.old,
+                "new": mutant.new,
+                "caught_by": caught,
+                "accepted": mutant.accepted,
+            }
+        )
+        mark = "caught" if caught else "NOT CAUGHT"
+        seconds = time.perf_counter() - start
+        print(
+            f"{number}/{len(chosen)} {mark} {seconds:.0f} s  {mutant.file}: {mutant.new.strip()[:70]!r}",
+            flush=True,
+        )
+    caught = sum(bool(row["caught_by"]) for row in rows)
+    print(f"caught {caught} of {len(rows)}")
+    if not args.only:
+        RESULT.write_text(
+            json.dumps({"caught": caught, "total": len(rows), "mutants": rows}, indent=1) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

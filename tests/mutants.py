@@ -342,18 +342,9 @@ def _run(folder: Path, test: str) -> int:
     os.chdir(folder)
     sys.path[:0] = [str(folder), str(folder / "kernels")]
     os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{folder / 'kernels'}"
-    options = [
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--rootdir",
-        str(folder),
-        "--deselect",
-        SLOW,
-    ]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # one of them minds that its module is there already
+    options = ["-q", "-x", "-p", "pytest_timeout", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    options += ["--deselect", SLOW]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return int(pytest.main([*options, "--basetemp", str(folder / "tmp"), str(folder / test)]))
 

@@ -58,9 +58,10 @@ def report_page(run_dir: Path) -> str:
     if summary.is_file():
         try:
             table = summary_table(json.loads(summary.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:80]
             raise CxrlError(
-                f"{summary} is damaged ({error}); python -m cxrl.evaluate writes a new one"
+                f"{summary} is damaged ({reason}); python -m cxrl.evaluate writes a new one"
             ) from None
     grids = sorted((run_dir / SAMPLES).glob("*.png"))
     body = [
@@ -82,15 +83,36 @@ def report_page(run_dir: Path) -> str:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of ``metrics.jsonl``; a last line that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    lines = [line for line in lines if line.strip()]
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
+            record = json.loads(line)
+            if not _is_record(record):
+                raise ValueError("not the record of an epoch")
+        except (ValueError, RecursionError):
+            if number < len(lines) or line.endswith(b"}"):
                 raise CxrlError(f"{path} is damaged at line {number}; remove the line") from None
+        else:
+            records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a record has an epoch, and what is drawn of it are numbers, or numbers by name."""
+    if not isinstance(record, dict) or record.get("epoch") is None or not _is_number(record["epoch"]):
+        return False
+    drawn = [record.get(key) for key in ("reward_std", *(key for _, key in CURVES))]
+    return all(
+        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value)
+        for value in drawn
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """A number that can be drawn, or none."""
+    return value is None or (isinstance(value, int | float) and not abs(value) > 1e300)
 
 
 def series(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tuple[float, float]]]:

@@ -2,9 +2,9 @@
 
     python tests/rl/kill_everywhere.py [--every N]
 
-Writes tests/rl/kill_everywhere.json: how many kills were tried and how many runs came out bit-identical with the
-run that was never killed, by the kind of change; the same for either rank of a run on two processes, and for kills
-by the clock. Ten to twenty minutes on two cores; the test suite kills at a few chosen moments only.
+Writes tests/rl/kill_everywhere.json: how many kills were tried and how many runs came out bit-identical with
+the run that was never killed, by the kind of change; the same for either rank of a run on two processes, and
+for kills by the clock. Twenty minutes on two cores; the test suite kills at a few chosen moments only.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def pairs(
     changes: int,
     outcome: Any,
 ) -> dict[str, Any]:
-    """Kill either rank of a run on two processes, rank 0 before changes of the disk, rank 1 by optimizer steps."""
+    """Kill either rank of a run on two processes: 0 before changes of the disk, 1 before optimizer steps."""
     sections = {"train": SECTIONS["train"], "run": {"trackers": []}}
 
     def both(run: Path, again: bool, arms: tuple[Any, Any]) -> list[dict[str, Any]]:

@@ -28,3 +28,6 @@ PHANTOM_FINDINGS = (
     "Lung Lesion",
 )
 """The label order of the phantom; the names are CheXpert's."""
+
+NO_FINDING, SUPPORT_DEVICES = "No Finding", "Support Devices"
+"""The two labels that are no disease: CheXpert calls a report with nothing but devices ``No Finding``."""

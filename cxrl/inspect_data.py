@@ -11,6 +11,7 @@ from typing import Any
 
 from cxrl.cli import Parser, add_fields, at_least, run_command
 from cxrl.config import Config, DataConfig
+from cxrl.data.equal_texts import same_text
 from cxrl.data.index import SPLITS, Count, FilmRecord, Index, Tally, describe
 from cxrl.errors import CxrlError
 from cxrl.storage.writing import write_bytes
@@ -61,7 +62,7 @@ def _inspect(argv: Sequence[str]) -> None:
 def summary(index: Index) -> str:
     """The counts of an index, as text."""
     head = f"{index.source}: {_sizes(index.films)}"
-    parts = [head, _table(("split", "films", "studies", "patients"), _split_rows(index))]
+    parts = [head, _table(("split", "films", "studies", "patients", "prompts"), _split_rows(index))]
     views = Counter(film.view or "not given" for film in index.films)
     parts.append(_table(("view", "films"), views.most_common()))
     if index.findings:
@@ -81,7 +82,8 @@ def _sizes(films: Sequence[FilmRecord]) -> str:
 def _split_rows(index: Index) -> Iterable[tuple[Any, ...]]:
     for name in SPLITS:
         films = index.split(name)
-        yield name, len(films), len({f.study for f in films}), len({f.patient for f in films})
+        studies, patients = {f.study for f in films}, {f.patient for f in films}
+        yield name, len(films), len(studies), len(patients), len({same_text(f.text) for f in films if f.text})
 
 
 def _finding_rows(index: Index) -> Iterable[tuple[Any, ...]]:

@@ -34,8 +34,8 @@ def test_counts(tree: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tree, "--data.check-images", "decode") == 0
     output = capsys.readouterr().out
     assert output.startswith("mimic_cxr: 9 films, 9 studies, 9 patients")
-    assert line(output, "train") == "train 7 7 7"
-    assert line(output, "validate") == "validate 1 1 1"
+    assert line(output, "train") == "train 7 7 7 7"
+    assert line(output, "validate") == "validate 1 1 1 1"
     assert line(output, "PA") == "PA 9"
     assert line(output, "Fracture") == "Fracture 0 / 7 / 0 0 / 1 / 0 0 / 1 / 0"
     assert line(output, "Pneumonia") == "Pneumonia 0 / 0 / 7 0 / 0 / 1 0 / 0 / 1"

@@ -1,7 +1,8 @@
 """The index of a data set: one record a film, what was dropped and why, and the cache on disk.
 
-An index is built once. Its cache is a JSON-lines file (a header, then one line a film), named by a digest of
-the options and of the sizes and modification times of the files it was read from, and written atomically; it
+An index is built once. Its cache is a JSON-lines file: a header, one line a film, and one a file that was
+looked at while it was built, with size and modification time. It is named by a digest of the options and of
+the tables, and built again when any of those files has changed, gone or come. It is written atomically and
 holds report texts, so only its owner may read it.
 """
 
@@ -19,11 +20,14 @@ from typing import Any, TypeVar
 
 from cxrl.storage.writing import replacing
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validate", "test")
 HELD_OUT_SHARE = 0.1
 NUM_NAMED = 3
 _THREADS = 8  # reading many small files waits for the disk or the network, not for the processor
+_AT_ONCE = 1000  # handing one file at a time to a thread costs more than asking for its size
+Stamp = tuple[str, int, int]
+"""A file, its size and its modification time in ns; -1 and 0 where there is none."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,7 +43,8 @@ class FilmRecord:
         split: "train", "validate" or "test".
         view: In capitals as the data set says, for example "PA"; "" where it does not say.
         image: File relative to the root of the index; "" where there is none.
-        text: The prompt: the part of the report that describes the film.
+        text: The prompt: the part of the report that describes the film; "" where it gives none, because its
+            text is also in test.
         labels: One value per finding of the index: 1 present, 0 absent, nan unknown.
     """
 
@@ -80,6 +85,16 @@ class Tally:
         return {reason: Count(self._numbers[reason], tuple(self._first[reason])) for reason in order}
 
 
+def together(*several: Mapping[str, Count]) -> dict[str, Count]:
+    """Counts of several tallies as one, most frequent first."""
+    numbers: dict[str, Count] = {}
+    for counts in several:
+        for reason, count in counts.items():
+            before = numbers.get(reason, Count(0, ()))
+            numbers[reason] = Count(before.number + count.number, (*before.first, *count.first)[:NUM_NAMED])
+    return dict(sorted(numbers.items(), key=lambda item: (-item[1].number, item[0])))
+
+
 @dataclass(frozen=True)
 class Index:
     """A data set.
@@ -91,6 +106,7 @@ class Index:
         films: The records that are left.
         dropped: Reason → films that are not in ``films``.
         noted: What → studies or films that are kept but were changed, or lack something.
+        read: Files besides the tables that were looked at, as they were then.
     """
 
     source: str
@@ -99,6 +115,7 @@ class Index:
     films: tuple[FilmRecord, ...]
     dropped: Mapping[str, Count] = field(default_factory=dict)
     noted: Mapping[str, Count] = field(default_factory=dict)
+    read: tuple[Stamp, ...] = ()
 
     def split(self, name: str) -> list[FilmRecord]:
         """The films of "train", "validate" or "test"."""
@@ -188,12 +205,30 @@ def cached_index(
     path = folder / f"{key['source']}-{digest[:16]}.jsonl"
     if not rebuild and path.is_file():
         try:
-            return _read(path, digest)
+            index = _read(path, digest)
         except (ValueError, KeyError, TypeError, OSError) as error:
             warnings.warn(f"{path} cannot be read ({error}); building the index again", stacklevel=2)
+        else:
+            if _is_as_read(index.read):
+                return index
     index = build()
     _write(path, digest, index)
     return index
+
+
+def stamp(path: str | Path) -> Stamp:
+    """The file as it is now."""
+    name = os.fspath(path)
+    try:
+        found = os.stat(name)
+    except OSError:
+        return name, -1, 0
+    return name, found.st_size, found.st_mtime_ns
+
+
+def _is_as_read(read: Sequence[Stamp]) -> bool:
+    parts = [read[start : start + _AT_ONCE] for start in range(0, len(read), _AT_ONCE)]
+    return all(in_threads(lambda part: all(stamp(old[0]) == old for old in part), parts))
 
 
 def file_key(paths: Iterable[Path]) -> list[list[Any]]:
@@ -208,6 +243,7 @@ def _write(path: Path, digest: str, index: Index) -> None:
         "root": str(index.root),
         "findings": index.findings,
         "num_films": len(index.films),
+        "num_read": len(index.read),
         **{
             name: {reason: [c.number, c.first] for reason, c in counts.items()}
             for name, counts in (("dropped", index.dropped), ("noted", index.noted))
@@ -220,6 +256,7 @@ def _write(path: Path, digest: str, index: Index) -> None:
             labels = [None if math.isnan(v) else v for v in f.labels]
             row = [f.study, f.film, f.patient, f.split, f.view, f.image, f.text, labels]
             file.write(json.dumps(row) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in index.read)
 
 
 def _read(path: Path, digest: str) -> Index:
@@ -227,17 +264,19 @@ def _read(path: Path, digest: str) -> Index:
         header = json.loads(next(file, ""))
         if header["digest"] != digest:
             raise ValueError("it belongs to other files or options")
-        films = []
-        for line in file:
-            row: list[Any] = json.loads(line)
-            row[-1] = tuple(math.nan if v is None else float(v) for v in row[-1])
-            films.append(FilmRecord(*row))
-    if len(films) != header["num_films"]:
-        raise ValueError(f"{len(films)} of {header['num_films']} lines")
+        rows: list[list[Any]] = [json.loads(line) for line in file]
+    num_films, num_lines = header["num_films"], header["num_films"] + header["num_read"]
+    if len(rows) != num_lines:
+        raise ValueError(f"{len(rows)} of {num_lines} lines")
+    films = []
+    for row in rows[:num_films]:
+        row[-1] = tuple(math.nan if v is None else float(v) for v in row[-1])
+        films.append(FilmRecord(*row))
+    read = tuple((str(name), int(size), int(time)) for name, size, time in rows[num_films:])
     dropped, noted = (
         {reason: Count(number, tuple(first)) for reason, (number, first) in header[name].items()}
         for name in ("dropped", "noted")
     )
     return Index(
-        header["source"], Path(header["root"]), tuple(header["findings"]), tuple(films), dropped, noted
+        header["source"], Path(header["root"]), tuple(header["findings"]), tuple(films), dropped, noted, read
     )

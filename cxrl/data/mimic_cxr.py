@@ -7,22 +7,22 @@
     mimic-cxr-2.0.0-chexpert.csv.gz    one row a study: 14 labels; negbio.csv.gz alike
     files/p10/p10000032/s50414267/<dicom_id>.jpg    (.dcm in MIMIC-CXR)
 
-and ``data.reports`` the folder that holds ``files/p10/p10000032/s50414267.txt``, or
-``mimic-cxr-reports.zip``. Johnson et al., MIMIC-CXR-JPG, arXiv 1901.07042. Access needs a PhysioNet
-credential, and nothing of it may be passed on.
+and ``data.reports``, by default the same folder, the one that holds ``files/p10/p10000032/s50414267.txt`` or
+``mimic-cxr-reports.zip``, or that file itself. Johnson et al., MIMIC-CXR-JPG, arXiv 1901.07042. Access needs
+a PhysioNet credential, and nothing of it may be passed on.
 """
 
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cxrl.config import DataConfig
-from cxrl.data.index import SPLITS, FilmRecord, Index, Tally, in_threads, label_value
+from cxrl.data.agreement import agreeing
+from cxrl.data.archives import REPORT_BYTES, gunzip, zip_reports
+from cxrl.data.index import SPLITS, FilmRecord, Index, Stamp, Tally, in_threads, label_value, stamp
 from cxrl.data.sections import clean, describing_text
 from cxrl.errors import CxrlError
 from cxrl.findings import CHEXPERT_FINDINGS
@@ -33,7 +33,11 @@ TABLES = {
     "chexpert": ("study_id", *CHEXPERT_FINDINGS),
     "negbio": ("study_id", *CHEXPERT_FINDINGS),
 }
+VIEW_CODE = "ViewCodeSequence_CodeMeaning"
+VIEW_CODES = {"postero-anterior": "PA", "antero-posterior": "AP", "lateral": "LATERAL", "left lateral": "LL"}
+"""What a film's view code says where ``ViewPosition`` is blank."""
 SUFFIX = {"jpg": ".jpg", "dicom": ".dcm"}
+ZIP = "mimic-cxr-reports.zip"
 
 
 def table_path(root: Path, kind: str) -> Path:
@@ -52,13 +56,14 @@ def table_path(root: Path, kind: str) -> Path:
 
 
 def mimic_files(config: DataConfig) -> list[Path]:
-    """What the index is read from, for noticing a change: the tables, and the reports' folder or zip.
+    """What the index is read from, for noticing a change: the tables, and the zip with the reports.
 
-    A changed report file in a folder is not noticed: build the index again.
+    Reports in a folder are in :attr:`cxrl.data.index.Index.read`.
     """
     root = Path(config.root)
     tables = [table_path(root, kind) for kind in ("metadata", "split", config.label_set)]
-    return [*tables, _reports_path(config)]
+    reports = _reports_path(config)
+    return [*tables, reports] if reports.suffix == ".zip" else tables
 
 
 def build_mimic(config: DataConfig) -> Index:
@@ -69,22 +74,28 @@ def build_mimic(config: DataConfig) -> Index:
     """
     root = Path(config.root)
     dropped, noted = Tally(), Tally()
-    rows = _films(config, root, dropped)
+    rows = _films(config, root, dropped, noted)
     read, reports_read = _report_reader(_reports_path(config))
     studies = {study: patient for _, patient, study, _, _ in rows}
     raw = dict(zip(studies, in_threads(read, [(p, s) for s, p in studies.items()]), strict=True))
     reports_read()
-    labels = _labels(config, _read_table(root, config.label_set), studies, noted)
+    known = _labels(config, _read_table(root, config.label_set), studies, noted)
     texts: dict[str, tuple[str, str]] = {}
-    unknown = (math.nan,) * len(CHEXPERT_FINDINGS)
-    for study, report in raw.items():
+    labels: dict[str, tuple[float, ...]] = {}
+    handling = {"placeholders": config.placeholders, "comparisons": config.comparisons}
+    for study, (report, _) in raw.items():
+        name = f"s{study}"
         if report is None:
             texts[study] = "", "report missing or unreadable"
             continue
-        handling = {"placeholders": config.placeholders, "comparisons": config.comparisons}
-        texts[study] = clean(describing_text(report), **handling, tally=noted, name=f"s{study}")
-        if study not in labels:
-            noted.add(f"study not in {config.label_set}.csv, labels unknown", f"s{study}")
+        text, problem = texts[study] = clean(describing_text(report), **handling, tally=noted, name=name)
+        if study not in known:
+            noted.add(f"study not in {config.label_set}.csv, labels unknown", name)
+            labels[study] = (math.nan,) * len(CHEXPERT_FINDINGS)
+        elif not problem:
+            labels[study] = agreeing(
+                CHEXPERT_FINDINGS, known[study], text, report, own=False, tally=noted, name=name
+            )
     films = []
     for dicom, patient, study, view, split in rows:
         text, problem = texts[study]
@@ -92,27 +103,32 @@ def build_mimic(config: DataConfig) -> Index:
             dropped.add(problem, f"s{study}: {dicom}")
             continue
         image = f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}{SUFFIX[config.image_format]}"
-        films.append(
-            FilmRecord(int(study), dicom, patient, split, view, image, text, labels.get(study, unknown))
-        )
-    return Index(config.source, root, CHEXPERT_FINDINGS, tuple(films), dropped.counts(), noted.counts())
+        films.append(FilmRecord(int(study), dicom, patient, split, view, image, text, labels[study]))
+    files = tuple(stamp for _, stamp in raw.values() if stamp)
+    return Index(
+        config.source, root, CHEXPERT_FINDINGS, tuple(films), dropped.counts(), noted.counts(), files
+    )
 
 
-def _read_table(root: Path, kind: str) -> list[tuple[str, ...]]:
-    """The columns ``TABLES[kind]`` of every row, as text."""
+def _read_table(root: Path, kind: str, optional: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """The columns ``TABLES[kind]`` and ``optional`` of every row, as text; "" for an optional one that is not
+    there.
+    """
     import pandas
 
-    path, columns = table_path(root, kind), list(TABLES[kind])
+    path, columns = table_path(root, kind), [*TABLES[kind], *optional]
+    content = gunzip(path, "data.root")
     try:
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    except Exception as error:  # pandas, gzip and zlib raise their own
+        frame = pandas.read_csv(content, dtype=str, keep_default_na=False)
+    except Exception as error:  # pandas raises its own
         reason = " ".join(str(error).split())[:160]
         raise CxrlError(f"data.root: {path} cannot be read as a CSV: {reason}") from None
-    missing = [name for name in columns if name not in frame.columns]
+    missing = [name for name in TABLES[kind] if name not in frame.columns]
     if missing:
         found = ", ".join(map(str, frame.columns[:20]))
         raise CxrlError(f"data.root: {path} has no column {', '.join(missing)}; found {found}")
-    return list(frame[columns].itertuples(index=False, name=None))
+    frame = frame.reindex(columns=columns, fill_value="")
+    return list(frame.itertuples(index=False, name=None))
 
 
 def _splits(root: Path) -> tuple[dict[str, str], set[str]]:
@@ -126,14 +142,17 @@ def _splits(root: Path) -> tuple[dict[str, str], set[str]]:
     return splits, {patient for patient, found in by_patient.items() if len(found) > 1}
 
 
-def _films(config: DataConfig, root: Path, dropped: Tally) -> list[tuple[str, str, str, str, str]]:
+def _films(
+    config: DataConfig, root: Path, dropped: Tally, noted: Tally
+) -> list[tuple[str, str, str, str, str]]:
     """(dicom_id, subject_id, study_id, view, split) of the films in a split and of the views asked for."""
     views = {view.upper() for view in config.views}
     splits, in_two = _splits(root)
     seen: set[str] = set()
     kept = []
-    for dicom, patient, study, view in _read_table(root, "metadata"):
-        view, split = view.strip().upper(), splits.get(dicom)
+    for dicom, patient, study, view, code in _read_table(root, "metadata", (VIEW_CODE,)):
+        recorded, split = view.strip().upper(), splits.get(dicom)
+        view = recorded or VIEW_CODES.get(code.strip().lower(), code.strip().upper())
         if dicom in seen:
             dropped.add("duplicated id", dicom)
         elif not (patient.isdecimal() and study.isdecimal() and dicom):
@@ -147,6 +166,8 @@ def _films(config: DataConfig, root: Path, dropped: Tally) -> list[tuple[str, st
         elif view not in views:
             dropped.add(f"view {view or 'blank'} is not in data.views", dicom)
         else:
+            if not recorded:
+                noted.add(f"view by its code: ViewPosition is blank, {VIEW_CODE} says {view}", dicom)
             kept.append((dicom, patient, study, view, split))
         seen.add(dicom)
     return kept
@@ -172,41 +193,49 @@ def _labels(
 
 
 def _reports_path(config: DataConfig) -> Path:
+    """The zip with the reports, or the folder that holds ``p10``."""
     path = Path(config.reports or config.root)
     if path.suffix == ".zip" and path.is_file():
         return path
-    if (path / "files").is_dir():
-        return path / "files"
+    # The zip comes first: MIMIC-CXR-JPG has a folder files/ too, with films.
+    for found in (path / ZIP, path / "mimic-cxr-reports" / "files", path / "files"):
+        if found.is_file() if found.suffix else found.is_dir():
+            return found
     raise CxrlError(
-        f"data.reports: {path} is no folder with files/p10/... and no mimic-cxr-reports.zip; the reports "
-        "come with MIMIC-CXR, not with MIMIC-CXR-JPG"
+        f"data.reports: {path} is no folder with files/p10/... and no {ZIP}; the reports come with "
+        "MIMIC-CXR, not with MIMIC-CXR-JPG"
     )
 
 
-def _report_reader(path: Path) -> tuple[Callable[[tuple[str, str]], str | None], Callable[[], Any]]:
-    """A function of (subject_id, study_id) that returns the report or None, and one that closes it."""
+Report = tuple[str | None, Stamp | None]
+"""A report, None where it is missing or cannot be read, and the file that it was read from."""
+
+
+def _report_reader(path: Path) -> tuple[Callable[[tuple[str, str]], Report], Callable[[], Any]]:
+    """What returns the report of (subject_id, study_id), and what closes the file that they are read from."""
 
     def name(ids: tuple[str, str]) -> str:
         return f"p{ids[0][:2]}/p{ids[0]}/s{ids[1]}.txt"
 
     if path.suffix != ".zip":
 
-        def read(ids: tuple[str, str]) -> str | None:
+        def read(ids: tuple[str, str]) -> Report:
+            file = path / name(ids)
+            before = stamp(file)
             try:
-                return (path / name(ids)).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):
-                return None
+                data = file.read_bytes() if 0 <= before[1] <= REPORT_BYTES else None
+            except OSError:
+                data = None
+            return _decoded(data), before
 
         return read, lambda: None
+    extract, close = zip_reports(path, "data.reports")
+    return lambda ids: (_decoded(extract(name(ids))), None), close
+
+
+def _decoded(data: bytes | None) -> str | None:
+    """The text with ``\\n`` at the ends of lines; None where there is none or it is not UTF-8."""
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise CxrlError(f"data.reports: {path} cannot be read: {error}") from None
-
-    def extract(ids: tuple[str, str]) -> str | None:
-        try:
-            return archive.read(f"files/{name(ids)}").decode("utf-8")
-        except (KeyError, OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error):
-            return None
-
-    return extract, archive.close
+        return None if data is None else data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        return None

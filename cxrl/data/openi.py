@@ -4,27 +4,30 @@
 Nothing is copied or downloaded. The films themselves are optional: ``data.root`` is the folder with
 ``<imageid>.png``. There is no official split; a report is a patient.
 
-Labels come from the indexers' MeSH headings (``major``). A heading says that a finding is present; a film
-indexed as normal has none of them; what is not mentioned is unknown, not absent. ``No Finding`` is absent
-where another finding but a device is present.
+Labels come from the indexers' MeSH headings (``major``), which are of the whole report. A heading says that a
+finding is present; a report indexed as normal has none of them, but may have devices, which are indexed
+elsewhere; what is not mentioned is unknown, not absent. ``No Finding`` is absent where another finding but a
+device is present. Labels that the prompt does not say are masked (:mod:`cxrl.data.agreement`).
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import importlib.util
+import io
 import math
-import tarfile
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
 from cxrl.config import DataConfig
+from cxrl.data.agreement import agreeing
+from cxrl.data.archives import gunzip, tar_members
 from cxrl.data.index import FilmRecord, Index, Tally, assign_splits
 from cxrl.data.sections import clean
 from cxrl.errors import CxrlError
-from cxrl.findings import CHEXPERT_FINDINGS
+from cxrl.findings import CHEXPERT_FINDINGS, NO_FINDING, SUPPORT_DEVICES
 
 REPORTS, METADATA, VIEWS = "NLMCXR_reports.tgz", "nlmcxr_dicom_metadata.csv.gz", "nlmcxr_tsne_pa.csv.gz"
 HEADINGS = {
@@ -32,12 +35,12 @@ HEADINGS = {
     "Cardiomegaly": "Cardiomegaly",
     "Consolidation": "Consolidation",
     "Pulmonary Edema": "Edema",
-    "Cardiac Shadow/enlarged": "Enlarged Cardiomediastinum",
+    "Cardiac Shadow/enlarged": "Cardiomegaly",
     "Mediastinum/enlarged": "Enlarged Cardiomediastinum",
     "Mediastinum/prominent": "Enlarged Cardiomediastinum",
     "Fractures, Bone": "Fracture",
-    "Nodule": "Lung Lesion",
-    "Mass": "Lung Lesion",
+    "Nodule/lung": "Lung Lesion",
+    "Mass/lung": "Lung Lesion",
     "Opacity/lung": "Lung Opacity",
     "Airspace Disease": "Lung Opacity",
     "Infiltrate": "Lung Opacity",
@@ -53,6 +56,8 @@ HEADINGS = {
     "Tube, Inserted": "Support Devices",
 }
 """MeSH heading, with its first qualifier where that matters → the CheXpert finding it is taken for."""
+_NAME = re.compile(r"CXR\d{1,9}")
+_REMEDY = "; install torchxrayvision again"
 
 
 def openi_files() -> list[Path]:
@@ -78,8 +83,17 @@ def build_openi(config: DataConfig) -> Index:
     wanted = {view.upper() for view in config.views}
     dropped, noted = Tally(), Tally()
     films: list[FilmRecord] = []
-    for report in _reports(reports):
-        name = next(node.get("id", "") for node in report.iter("uId"))
+    seen: set[str] = set()
+    for member, content in tar_members(reports, ".xml", "data.source openi", _REMEDY):
+        report = _parsed(content)
+        name = next((node.get("id", "") for node in report.iter("uId")), "") if report is not None else ""
+        if report is None or not _NAME.fullmatch(name):
+            dropped.add("report damaged", member)
+            continue
+        if name in seen:
+            dropped.add("duplicated id", name)
+            continue
+        seen.add(name)
         number = int(name.removeprefix("CXR"))
         images = [node.get("id", "") for node in report.iterfind(".//parentImage")]
         if not images:
@@ -94,10 +108,15 @@ def build_openi(config: DataConfig) -> Index:
         if not frontal:
             continue
         handling = {"placeholders": config.placeholders, "comparisons": config.comparisons}
-        text, problem = clean(_text(report), **handling, tally=noted, name=name)
+        sections = _sections(report)
+        chosen = sections.get("IMPRESSION") or sections.get("FINDINGS") or ""
+        text, problem = clean(chosen, **handling, tally=noted, name=name)
         labels = labels_of([node.text or "" for node in report.iterfind(".//MeSH/major")])
-        if not problem and all(math.isnan(value) for value in labels):
-            noted.add("no known label", name)
+        if not problem:
+            whole = " ".join(sections.get(part, "") for part in ("FINDINGS", "IMPRESSION"))
+            labels = agreeing(CHEXPERT_FINDINGS, labels, text, whole, own=False, tally=noted, name=name)
+            if all(math.isnan(value) for value in labels):
+                noted.add("no known label", name)
         for image, view in frontal:
             if problem:
                 dropped.add(problem, image)
@@ -115,32 +134,39 @@ def labels_of(headings: list[str]) -> tuple[float, ...]:
     """The 14 labels of a report's MeSH headings, such as ``Opacity/lung/upper lobe/right`` or ``normal``."""
     words = [heading.strip().split("/") for heading in headings]
     if ["normal"] in words:
-        return tuple(float(finding == "No Finding") for finding in CHEXPERT_FINDINGS)
+        absent = dict.fromkeys(CHEXPERT_FINDINGS, 0.0)
+        return tuple((absent | {NO_FINDING: 1.0, SUPPORT_DEVICES: math.nan}).values())
     keys = {"/".join(parts[:n]) for parts in words for n in (1, 2)}
     present = {HEADINGS[key] for key in keys & HEADINGS.keys()}
     known = dict.fromkeys(present, 1.0)
-    if present - {"Support Devices"}:
-        known["No Finding"] = 0.0
+    if present - {SUPPORT_DEVICES}:
+        known[NO_FINDING] = 0.0
     return tuple(known.get(finding, math.nan) for finding in CHEXPERT_FINDINGS)
 
 
-def _text(report: ET.Element) -> str:
-    """Impression, else findings, in one line."""
-    found = {
+def _parsed(content: bytes | None) -> ET.Element | None:
+    """The root of a report; None where it is damaged or may declare entities, which may mean gigabytes."""
+    if content is None or b"<!DOCTYPE" in content or b"\0" in content:  # the last: UTF-16 spells it otherwise
+        return None
+    try:
+        return ET.fromstring(content)
+    except (ET.ParseError, ValueError, LookupError):  # LookupError: an encoding that does not exist
+        return None
+
+
+def _sections(report: ET.Element) -> dict[str, str]:
+    """Heading → text in one line."""
+    return {
         node.get("Label", ""): " ".join((node.text or "").split()) for node in report.iter("AbstractText")
     }
-    return found.get("IMPRESSION") or found.get("FINDINGS") or ""
-
-
-def _reports(path: Path) -> list[ET.Element]:
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            opened = (archive.extractfile(member) for member in archive if member.name.endswith(".xml"))
-            return [ET.parse(file).getroot() for file in opened if file is not None]
-    except (tarfile.TarError, OSError, EOFError, ET.ParseError) as error:
-        raise CxrlError(f"{path} cannot be read ({error}); install torchxrayvision again") from None
 
 
 def _column(path: Path, key: str, value: str) -> dict[str, str]:
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-        return {row[key]: row[value].strip() for row in csv.DictReader(file)}
+    """Of a table, one column by another."""
+    file = io.TextIOWrapper(gunzip(path, "data.source openi", _REMEDY), encoding="utf-8", newline="")
+    try:
+        return {row[key]: (row[value] or "").strip() for row in csv.DictReader(file)}
+    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise CxrlError(
+            f"data.source openi: {path} is not the table it should be ({error}){_REMEDY}"
+        ) from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_FINDING, SUPPORT_DEVICES = "No Finding", "Support Devices"
+from cxrl.findings import NO_FINDING, SUPPORT_DEVICES
 
 
 @dataclass(frozen=True)

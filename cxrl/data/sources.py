@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Protocol
 
 from cxrl.config import Config, DataConfig
-from cxrl.data.index import Count, FilmRecord, Index, Tally, cached_index, describe, file_key, in_threads
+from cxrl.data.equal_texts import same_text, settled
+from cxrl.data.index import (
+    Count,
+    FilmRecord,
+    Index,
+    Stamp,
+    Tally,
+    cached_index,
+    describe,
+    file_key,
+    in_threads,
+    stamp,
+    together,
+)
 from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
 
@@ -58,7 +71,8 @@ def load_index(config: DataConfig, *, rebuild: bool = False) -> Index:
         key = {**options, "root": os.path.abspath(config.root), "files": file_key(files)}
     except OSError as error:
         raise CxrlError(f"data.root: cannot read {error.filename}: {error.strerror}") from None
-    index = cached_index(key, lambda: _checked(build(config), config), cache_folder(config), rebuild=rebuild)
+    folder = cache_folder(config)
+    index = cached_index(key, lambda: settled(_checked(build(config), config)), folder, rebuild=rebuild)
     if not index.films:
         raise CxrlError(f"data.source {config.source}: no film is left; dropped: {describe(index.dropped)}")
     return index
@@ -102,24 +116,27 @@ def _checked(index: Index, config: DataConfig) -> Index:
     if any(film.image.endswith(".dcm") for film in index.films):
         import_pydicom()
 
-    def problem(film: FilmRecord) -> str:
+    def problem(film: FilmRecord) -> tuple[str, Stamp]:
         path = index.root / film.image
+        before = stamp(path)
         if config.check_images == "exist":
-            return "" if path.is_file() else "image missing"
+            return ("" if path.is_file() else "image missing"), before
         try:
             read_image(path)
         except UnreadableImage as error:
-            return error.reason
-        return ""
+            return error.reason, before
+        return "", before
 
     dropped = Tally()
     kept: list[FilmRecord] = []
-    for film, reason in zip(index.films, in_threads(problem, index.films), strict=True):
+    checked = in_threads(problem, index.films)
+    for film, (reason, _) in zip(index.films, checked, strict=True):
         if reason:
             dropped.add(reason, film.film)
         else:
             kept.append(film)
-    return replace(index, films=tuple(kept), dropped={**index.dropped, **dropped.counts()})
+    read = (*index.read, *(stamp for _, stamp in checked))
+    return replace(index, films=tuple(kept), dropped=together(index.dropped, dropped.counts()), read=read)
 
 
 def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:
@@ -146,7 +163,7 @@ def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:
         return readable([replace(p, findings=PHANTOM_FINDINGS) for p in prompts], reader, data.on_long_prompt)
     index = load_index(data)
     name = "train" if split == "train" else data.eval_split
-    films = study_order(index.split(name), config.seed)
+    films = study_order([film for film in index.split(name) if film.text], config.seed)
     if not films:
         raise CxrlError(
             f"data.source {data.source}: no report in split {name!r}; dropped: {describe(index.dropped)}"
@@ -177,17 +194,20 @@ def choose_prompts(
     reader: TextReader,
     on_long_prompt: str,
 ) -> PromptSet:
-    """The first ``num`` (None: all) distinct texts that the reader can read whole; arguments as above."""
+    """The first ``num`` (None: all) distinct texts that the reader can read whole; arguments as above.
+
+    Texts are distinct by :func:`cxrl.data.equal_texts.same_text`.
+    """
     prompts: list[ReportPrompt] = []
     skipped = Tally()
     seen: set[str] = set()
     for film in films:
         if len(prompts) == num:
             break
-        if film.text in seen:
+        if same_text(film.text) in seen:
             skipped.add("same text as another report", film.study)
             continue
-        seen.add(film.text)
+        seen.add(same_text(film.text))
         if _too_long(film.study, film.text, reader, on_long_prompt):
             skipped.add(f"longer than {reader.max_tokens} tokens", film.study)
             continue

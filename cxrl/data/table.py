@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cxrl.config import DataConfig
+from cxrl.data.agreement import agreeing
+from cxrl.data.equal_texts import same_text
 from cxrl.data.index import (
     SPLITS,
     FilmRecord,
@@ -153,15 +155,16 @@ def _films(
             dropped.add("no image named", name)
             continue
         handling = {"placeholders": config.placeholders, "comparisons": config.comparisons}
-        text, problem = clean(text, **handling, tally=noted, name=name)
+        whole, (text, problem) = text, clean(text, **handling, tally=noted, name=name)
         if problem:
             dropped.add(problem, name)
             continue
         labels = tuple(
             label_value(cell[f], uncertain=config.uncertain_labels, tally=noted, name=name) for f in findings
         )
+        labels = agreeing(findings, labels, text, whole, own=True, tally=noted, name=name)
         if findings and all(math.isnan(value) for value in labels):
             noted.add("no known label", name)
         study = studies.setdefault(cell.get("study") or f"line {line}", line)
-        patient = cell.get("patient") or cell.get("study") or text
+        patient = cell.get("patient") or cell.get("study") or same_text(text)
         yield FilmRecord(study, name, patient, split, view, cell.get("image", ""), text, labels)

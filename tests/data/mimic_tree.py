@@ -102,14 +102,17 @@ def write_mimic_tree(
 ) -> MimicTree:
     """Ten patients, one study each: eight to train, one to validate, one to test.
 
+    Every report denies a fracture, and every other one may mean pneumonia: labels 0 and -1.
+
     Args:
         root: Folder; made.
-        texts: Ten impressions; the phantom's reports by default.
+        texts: Ten impressions; the phantom's reports, and these, by default. Labels are of the default.
         formats: "jpg", "dicom", or both. Every other DICOM is MONOCHROME1.
         size: Pixels a side.
     """
     films = corpus(len(SPLITS), seed=5, size=size)
-    texts = tuple(texts or films.texts)
+    may_be = [" Possible pneumonia." if k % 2 else "" for k in range(len(SPLITS))]
+    texts = tuple(texts or (f"{t} No fracture.{m}" for t, m in zip(films.texts, may_be, strict=True)))
     patients = tuple(f"p1{k % 2}00{k:04d}" for k in range(len(SPLITS)))
     studies = tuple(f"s5000{k:04d}" for k in range(len(SPLITS)))
     ids = tuple(f"{k:08x}-aaaa-bbbb-cccc-{k:08x}" for k in range(len(SPLITS)))
@@ -122,18 +125,23 @@ def write_mimic_tree(
         folder.mkdir(parents=True)
         tree.report(k).write_text(REPORT.format(impression=texts[k]), encoding="utf-8")
         pixels = films.images[k, 0].numpy()
-        for dicom, view in ((ids[k], "PA"), (f"{ids[k]}-l", "LATERAL")):
+        for dicom, view, code in (
+            (ids[k], "PA", "postero-anterior"),
+            (f"{ids[k]}-l", "LATERAL", "lateral"),
+        ):
             if "jpg" in formats:
                 Image.fromarray(pixels).save(folder / f"{dicom}.jpg", quality=95)
             if "dicom" in formats:
                 write_dicom(folder / f"{dicom}.dcm", pixels / 255.0, inverted=bool(k % 2))
             key = {"dicom_id": dicom, "subject_id": patients[k][1:], "study_id": studies[k][1:]}
-            metadata.append({**key, "ViewPosition": view, "Rows": str(size), "Columns": str(size)})
+            shape = {"Rows": str(size), "Columns": str(size)}
+            metadata.append({**key, "ViewPosition": view, **shape, "ViewCodeSequence_CodeMeaning": code})
             split.append({**key, "split": name})
         present = {f for f, v in zip(PHANTOM_FINDINGS, films.labels[k].tolist(), strict=True) if v}
         row = dict.fromkeys(CHEXPERT_FINDINGS, "") | dict.fromkeys(present, "1.0")
-        for finding, value in (("Fracture", "0.0"), ("Pneumonia", "-1.0")):
-            row[finding] = value
+        row["Fracture"] = "0.0"
+        if may_be[k]:
+            row |= {"Pneumonia": "-1.0", "No Finding": ""}
         labels.append({"subject_id": patients[k][1:], "study_id": studies[k][1:], **row})
     for kind, rows in (("metadata", metadata), ("split", split), ("chexpert", labels), ("negbio", labels)):
         write_csv(tree.table(kind), rows)

@@ -67,7 +67,7 @@ def test_labels_are_masked_where_uncertain_or_blank(sound: Any) -> None:
     for uncertain, value in (("mask", math.nan), ("positive", 1.0)):
         films = index(sound, uncertain_labels=uncertain).films
         columns = dict(zip(CHEXPERT_FINDINGS, zip(*(f.labels for f in films), strict=True), strict=True))
-        assert str(columns["Pneumonia"]) == str((value,) * 10)
+        assert str(columns["Pneumonia"]) == str((math.nan, value) * 5)
         assert columns["Fracture"] == (0.0,) * 10
         assert all(math.isnan(v) for v in columns["Atelectasis"])
         others = {v for name, c in columns.items() if name != "Fracture" for v in c}
@@ -98,6 +98,118 @@ def test_reports_may_be_elsewhere_or_in_their_zip(sound: Any, tree: Any, tmp_pat
         index(tree, reports=str(tmp_path / "mimic-cxr-reports.zip"))
 
 
+@pytest.mark.parametrize("prefix", ["", "mimic-cxr-reports/"])
+@pytest.mark.parametrize("where", ["named", "beside the films", "unpacked"])
+def test_the_reports_come_in_two_layouts(
+    sound: Any, tree: Any, tmp_path: Path, prefix: str, where: str
+) -> None:
+    expected = [f.text for f in index(sound).films]
+    path = (tmp_path if where == "named" else tree.root) / "mimic-cxr-reports.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k in range(10):
+            archive.write(tree.report(k), prefix + str(tree.report(k).relative_to(tree.root)))
+            tree.report(k).unlink()
+    if where == "unpacked":
+        reports = tmp_path / "reports"
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(reports)
+        path.unlink()
+        assert [f.text for f in index(tree, reports=str(reports)).films] == expected
+    else:
+        reports = path if where == "named" else ""
+        assert [f.text for f in index(tree, reports=str(reports)).films] == expected
+
+
+def test_a_zip_of_something_else_is_named(tree: Any, tmp_path: Path) -> None:
+    for names, found in ((["p10/p10000000/s50000000.txt"], "p10/p10000000/s50000000.txt"), ([], "nothing")):
+        with zipfile.ZipFile(tmp_path / "mimic-cxr-reports.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, "Clear.")
+        with pytest.raises(CxrlError, match=rf"zip has no files/p10/.*; found {found}"):
+            index(tree, reports=str(tmp_path / "mimic-cxr-reports.zip"))
+
+
+def test_a_blank_view_is_told_by_its_code(tree: Any) -> None:
+    code = "ViewCodeSequence_CodeMeaning"
+
+    def blank(rows: list[dict[str, str]]) -> None:
+        rows[0] |= {"ViewPosition": "", code: "postero-anterior"}
+        rows[2] |= {"ViewPosition": "", code: "antero-posterior"}
+        rows[4] |= {"ViewPosition": "", code: "lateral"}
+        rows[6] |= {"ViewPosition": "", code: "Recumbent"}
+        rows[8] |= {"ViewPosition": "", code: ""}
+        rows[10] |= {"ViewPosition": "AP", code: "postero-anterior"}
+
+    tree.edit("metadata", blank)
+    found = index(tree)
+    views = {f.film: f.view for f in found.films}
+    assert [views.get(film, "") for film in tree.films[:6]] == ["PA", "AP", "", "", "", "AP"]
+    assert {r: n for r, n in reasons(found).items() if "view" in r} == {
+        LATERAL: 11,
+        "view RECUMBENT is not in data.views": 1,
+        "view blank is not in data.views": 1,
+    }
+    assert {r.split()[-1]: c.first for r, c in found.noted.items() if "its code" in r} == {
+        "PA": (tree.films[0],),
+        "AP": (tree.films[1],),
+    }
+
+
+def test_a_table_without_view_codes_is_read(sound: Any, tree: Any) -> None:
+    drop_column(tree.table("metadata"), "ViewCodeSequence_CodeMeaning")
+    assert [f.view for f in index(tree).films] == [f.view for f in index(sound).films]
+
+
+def test_a_label_is_kept_where_the_prompt_says_the_same(mimic: Any, tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, str], dict[str, float]]] = [
+        # impression, CheXpert's row, what is left of it
+        (
+            "1. Unchanged large right pleural effusion. 2. No pneumothorax.",
+            {"Pleural Effusion": "1.0", "Pneumothorax": "0.0"},
+            {"Pneumothorax": 0.0},
+        ),
+        (
+            "Unchanged right effusion. New small left effusion.",
+            {"Pleural Effusion": "1.0"},
+            {"Pleural Effusion": 1.0},
+        ),
+        ("No effusion. Large effusion compared to ___.", {"Pleural Effusion": "1.0"}, {}),
+        ("Unchanged cardiomegaly. Lungs are clear.", {"Cardiomegaly": "1.0"}, {}),
+        ("No acute process.", {"No Finding": "1.0"}, {"No Finding": 1.0}),
+        ("Mild edema.", {"Edema": "1.0", "Support Devices": "1.0"}, {"Edema": 1.0}),
+        (
+            "Edema since ___. Left picc line.",
+            {"Edema": "1.0", "Support Devices": "1.0"},
+            {"Support Devices": 1.0},
+        ),
+        ("Possible pneumonia.", {"Pneumonia": "-1.0"}, {}),
+        (
+            "Heart size is normal.",
+            {"Cardiomegaly": "0.0", "No Finding": "1.0"},
+            {"Cardiomegaly": 0.0, "No Finding": 1.0},
+        ),
+        ("Right rib fracture.", {"Fracture": "1.0", "Edema": "0.0"}, {"Fracture": 1.0}),
+    ]
+    tree = mimic.write_mimic_tree(tmp_path / "t", texts=[text for text, _, _ in cases])
+
+    def labels(rows: list[dict[str, str]]) -> None:
+        for row, (_, values, _) in zip(rows, cases, strict=True):
+            row |= dict.fromkeys(CHEXPERT_FINDINGS, "") | values
+
+    tree.edit("chexpert", labels)
+    found = index(tree)
+    kept = [
+        {n: v for n, v in zip(CHEXPERT_FINDINGS, f.labels, strict=True) if not math.isnan(v)}
+        for f in found.films
+    ]
+    assert kept == [left for _, _, left in cases]
+    assert {reason: c.number for reason, c in found.noted.items() if reason.startswith("label")} == {
+        "label present, masked: the report says it, the prompt does not": 4,
+        "label present, masked: no text says it": 1,
+        "label absent, masked: the prompt does not say so": 1,
+    }
+
+
 def test_tables_may_be_unpacked_and_numbered_otherwise(tree: Any) -> None:
     for path in tree.root.glob("*.csv.gz"):
         new = tree.root / path.name.removesuffix(".gz").replace("2.0.0", "2.1.0")
@@ -109,7 +221,7 @@ def test_tables_may_be_unpacked_and_numbered_otherwise(tree: Any) -> None:
 def test_what_is_wrong_is_counted_and_named(tree: Any) -> None:
     def metadata(rows: list[dict[str, str]]) -> None:
         rows.append(dict(rows[0]))  # duplicated
-        rows[2]["ViewPosition"] = ""  # study 1
+        rows[2] |= {"ViewPosition": "", "ViewCodeSequence_CodeMeaning": ""}  # study 1
         rows.append({**rows[4], "dicom_id": "unlisted"})
 
     def split(rows: list[dict[str, str]]) -> None:
@@ -210,6 +322,14 @@ def test_missing_and_damaged_tables_are_named(tree: Any) -> None:
     path = tree.table("split")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(
+        CxrlError, match=r"data\.root: .*split\.csv\.gz cannot be read \(Compressed file ended"
+    ):
+        index(tree)
+    path.write_bytes(gzip.compress(b"a,b\n1,2,3\n"))
+    with pytest.raises(CxrlError, match=r"split\.csv\.gz has no column dicom_id, .*; found a, b"):
+        index(tree)
+    path.write_bytes(gzip.compress(b'"'))
     with pytest.raises(CxrlError, match=r"split\.csv\.gz cannot be read as a CSV: "):
         index(tree)
     path.unlink()
@@ -238,6 +358,36 @@ def test_the_cache_notices_other_files_and_options(tree: Any, tmp_path: Path) ->
     assert len(list(cache.iterdir())) == 3
     text = path.read_text()
     assert sound_text(first) in text
+
+
+def test_the_cache_notices_reports_that_change_come_and_go(tree: Any, tmp_path: Path) -> None:
+    def texts() -> list[str]:
+        return [f.text for f in index(tree, cache=str(tmp_path / "cache")).films]
+
+    first = texts()
+    report = tree.report(2)
+    whole = report.read_text()
+    report.write_text(whole.replace(first[2], "Mild edema."))
+    assert texts() == [*first[:2], "Mild edema.", *first[3:]]
+    report.unlink()
+    assert texts() == first[:2] + first[3:]
+    report.write_text(whole)
+    assert texts() == first
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_the_cache_notices_images_that_were_checked(tree: Any, tmp_path: Path) -> None:
+    def films(check: str) -> int:
+        return len(index(tree, cache=str(tmp_path / "cache"), check_images=check).films)
+
+    assert [films(check) for check in ("none", "exist", "decode")] == [10, 10, 10]
+    data = tree.image(4).read_bytes()
+    tree.image(4).unlink()
+    assert [films(check) for check in ("none", "exist", "decode")] == [10, 9, 9]
+    tree.image(4).write_bytes(data[:200])
+    assert [films(check) for check in ("none", "exist", "decode")] == [10, 10, 9]
+    tree.image(4).write_bytes(data)
+    assert [films(check) for check in ("none", "exist", "decode")] == [10, 10, 10]
 
 
 def sound_text(index: Index) -> str:

@@ -74,12 +74,19 @@ def test_the_cache_is_used_and_rebuilt(tree: Any, tmp_path: Path, capsys: pytest
     argv = ["--data.source", "mimic_cxr", "--data.root", str(tree.root), "--data.cache", str(tmp_path)]
     argv += ["--data.check-images", "exist"]
     assert inspect.main(argv) == 0
+    assert "mimic_cxr: 10 films" in capsys.readouterr().out
+    (cached,) = tmp_path.iterdir()
+    written = cached.stat().st_ino
+    assert inspect.main(argv) == 0
+    assert cached.stat().st_ino == written
     tree.image(5).rename(tree.image(5).with_suffix(".old"))
     assert inspect.main(argv) == 0
-    assert "10 films" in capsys.readouterr().out, "a moved film is not noticed"
-    assert inspect.main([*argv, "--rebuild"]) == 0
+    assert "mimic_cxr: 9 films" in capsys.readouterr().out, "a moved film is noticed"
     tree.image(5).with_suffix(".old").rename(tree.image(5))
-    assert "mimic_cxr: 9 films" in capsys.readouterr().out
+    written = cached.stat().st_ino
+    assert inspect.main([*argv, "--rebuild"]) == 0
+    assert cached.stat().st_ino != written
+    assert "mimic_cxr: 10 films" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ REPORT_BYTES = 1 << 20
 """The largest report; real ones have a few thousand."""
 TABLE_BYTES = 1 << 30
 """The largest table or archive of reports, unpacked; MIMIC-CXR-JPG's largest table has a tenth."""
+_PIECE = 1 << 20  # all at once, gzip would make room for the limit whatever the file holds
 
 _LAYOUTS = ("", "mimic-cxr-reports/")
 _REPORT = re.compile(r"files/p\d\d/p\d+/s\d+\.txt")
@@ -37,17 +38,20 @@ def gunzip(path: Path, knob: str, remedy: str = "") -> io.BytesIO:
     Raises:
         CxrlError: It cannot be read, is damaged, or has more than ``TABLE_BYTES``.
     """
+    data = io.BytesIO()
     try:
         if path.suffix not in (".gz", ".tgz"):
             return io.BytesIO(path.read_bytes())
         with gzip.open(path) as file:
-            data = file.read(TABLE_BYTES + 1)
+            while data.tell() <= TABLE_BYTES and (piece := file.read(_PIECE)):
+                data.write(piece)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CxrlError(f"{knob}: {path} cannot be read ({reason}){remedy}") from None
-    if len(data) > TABLE_BYTES:
+    if data.tell() > TABLE_BYTES:
         raise CxrlError(f"{knob}: {path} unpacks to more than {TABLE_BYTES >> 20} MiB{remedy}")
-    return io.BytesIO(data)
+    data.seek(0)
+    return data
 
 
 def tar_members(path: Path, suffix: str, knob: str, remedy: str = "") -> Iterator[tuple[str, bytes | None]]:
@@ -100,7 +104,8 @@ def zip_reports(path: Path, knob: str) -> tuple[Callable[[str], bytes | None], C
         if info is None or info.file_size > REPORT_BYTES:
             return None
         try:
-            return archive.read(info)
+            with archive.open(info) as file:
+                return file.read(REPORT_BYTES)  # with a limit: the size that the directory gives may be a lie
         except Exception:
             return None
 

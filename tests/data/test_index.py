@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from cxrl.data.index import (
     file_key,
     in_threads,
     label_value,
+    stamp,
+    together,
 )
 from cxrl.errors import CxrlError
 
@@ -136,6 +140,53 @@ def test_a_damaged_cache_is_built_again(
         assert equal(cached_index({"source": "table"}, build, tmp_path), INDEX)
     assert len(built) == 2
     assert path.read_bytes() == data
+
+
+def test_an_index_is_built_again_when_a_file_that_was_read_changes(tmp_path: Path) -> None:
+    there, changed, absent = (tmp_path / name for name in ("there", "changed", "absent"))
+    there.write_text("a")
+    changed.write_text("a")
+    built: list[int] = []
+
+    def build() -> Index:
+        built.append(1)
+        return replace(INDEX, read=(stamp(there), stamp(absent), stamp(changed)))
+
+    def number() -> int:
+        """How often it has been built after one more call."""
+        found = cached_index({"source": "table"}, build, tmp_path / "cache")
+        assert found.films[0].text == INDEX.films[0].text
+        return len(built)
+
+    assert [number(), number()] == [1, 1]
+    changed.write_text("ab")  # another size
+    assert [number(), number()] == [2, 2]
+    os.utime(changed, ns=(0, 12345))  # another time
+    assert [number(), number()] == [3, 3]
+    absent.write_text("")
+    assert [number(), number()] == [4, 4]
+    there.unlink()
+    assert [number(), number()] == [5, 5]
+
+
+def test_a_million_files_are_not_handed_out_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = tuple(("/nowhere", -1, 0) for _ in range(2500))
+    parts: list[int] = []
+    monkeypatch.setattr(
+        "cxrl.data.index.in_threads",
+        lambda function, items: [parts.append(len(i)) or function(i) for i in items],
+    )
+    cached_index({"source": "table"}, lambda: replace(INDEX, read=read), tmp_path)
+    assert equal(cached_index({"source": "table"}, lambda: INDEX, tmp_path), replace(INDEX, read=read))
+    assert parts == [1000, 1000, 500]
+
+
+def test_counts_of_several_tallies() -> None:
+    one = {"a": Count(1, ("x",)), "b": Count(5, ("1", "2", "3"))}
+    found = together(one, {"a": Count(9, ("y", "z", "w")), "c": Count(6, ())}, {})
+    assert list(found.items()) == [("a", Count(10, ("x", "y", "z"))), ("c", Count(6, ())), ("b", one["b"])]
 
 
 def test_a_cache_that_cannot_be_written_is_named(

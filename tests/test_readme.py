@@ -6,6 +6,8 @@ import pkgutil
 import re
 import shlex
 import subprocess
+from dataclasses import fields
+from inspect import getsource
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from PIL import Image
 from cxrl import doctor, evaluate, generate, pretrain, report
 from cxrl import inspect_data as inspect
 from cxrl.cli import train_parser
-from cxrl.config import PolicyConfig
+from cxrl.config import DataConfig, PolicyConfig
+from cxrl.data import sources
+from cxrl.data.prompts import ReportPrompt
 from cxrl.models import adapter
 from cxrl.models.base import PHANTOM, load_base
 from cxrl.models.policy import Policy
@@ -128,6 +132,22 @@ def test_every_name_of_the_code_exists() -> None:
     assert "cxrl.rl.trainer.Trainer" in names
     for name in names:
         pkgutil.resolve_name(name)
+
+
+def test_the_recipe_for_a_data_set_can_be_followed() -> None:
+    """Every name in it is there, and what it says of labels is so."""
+    recipe = CONTRIBUTING.split("## Add a data set\n")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w./]+)`", recipe)
+    dotted = {name for name in named if name.startswith("cxrl.")}
+    assert {n for n in named if "/" not in n and "NAME" not in n} - dotted == {"source", "_source"}
+    for name in dotted:
+        pkgutil.resolve_name(name)
+    choices = {field.name: field.metadata for field in fields(DataConfig)}["source"]["choices"]
+    code = getsource(sources._source)
+    for name in set(choices) - {"phantom"}:
+        assert f'"{name}"' in code
+    prompt = ReportPrompt(1, "Edema.", (1.0, 0.0), ("Edema", "Fracture"))
+    assert str(prompt.labels_of(("Mass", "Fracture", "Edema"))) == "(nan, 0.0, 1.0)"
 
 
 def test_every_environment_variable_is_listed() -> None:

@@ -6,6 +6,7 @@ plainly: nothing is judged by the code that it watches.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from cxrl.config import Config, DataConfig
+from cxrl.data.phantom import reports
 from cxrl.data.prompts import ReportPrompt
 from cxrl.data.sources import load_prompts
 from cxrl.findings import CHEXPERT_FINDINGS
@@ -176,3 +178,20 @@ def test_the_labels_of_a_text_do_not_depend_on_who_was_drawn(
     first = {key(p.text): str(p.labels) for p in by_split["train"]}
     other = load_prompts(Config.from_dict({"seed": 1, "data": source}), AnyLength(), "train").prompts
     assert {key(p.text): str(p.labels) for p in other} == first
+
+
+def test_no_report_of_the_phantom_can_be_in_both_its_sets() -> None:
+    """A report is sentences joined, at least one in the words of its set; no sentence is in both sets."""
+    sides: dict[str, set[str]] = {"train": set(), "eval": set()}
+    for phrases in reports._PHRASES.values():
+        for n, phrase in enumerate(phrases):
+            side = "eval" if n >= len(phrases) - reports.NUM_HELD_OUT else "train"
+            for side_, size, zone in itertools.product(
+                ("right", "left", "bilateral"), ("small", "large", "mild", "severe"), ("upper", "lower")
+            ):
+                sides[side].add(key(phrase.format(side=side_, size=size, zone=zone)))
+    assert not sides["train"] & sides["eval"]
+    absent = {key(p.format(absent=f)) for p in reports._ABSENT for f in reports.PHANTOM_FINDINGS}
+    every = sides["train"] | sides["eval"]
+    assert not every & absent
+    assert not any(joint.strip() in sentence for joint in reports._JOIN for sentence in every | absent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from cxrl.config import DataConfig
 from cxrl.data import openi
-from cxrl.data.equal_texts import HELD_OUT
+from cxrl.data.equal_texts import HELD_OUT, same_text
 from cxrl.data.index import Index
 from cxrl.data.sources import load_index
 from cxrl.errors import CxrlError
@@ -37,6 +38,23 @@ def test_a_report_is_in_one_split(openi_index: Index) -> None:
     patients = {name: {f.patient for f in openi_index.split(name)} for name in ("train", "validate", "test")}
     assert len(set.union(*patients.values())) == sum(map(len, patients.values()))
     assert len(patients["test"]) == len(patients["validate"]) > 300
+
+
+def test_the_documentation_has_its_numbers(openi_index: Index) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.split("--data.source openi` counts:")[1].split("\n\n")[1]
+    rows = dict(re.findall(r"^\| (\w.*) \| .* \| ([\d,]+) \|$", table, re.M))
+    counts = {reason: count.number for reason, count in {**openi_index.dropped, **openi_index.noted}.items()}
+    for name in ("train", "validate", "test"):
+        texts = {same_text(film.text) for film in openi_index.split(name) if film.text}
+        counts[f"prompts: {name}"] = len(texts)
+    assert len(rows) == 10
+    wrong = {
+        what: counts.get(what)
+        for what, number in rows.items()
+        if counts.get(what) != int(number.replace(",", ""))
+    }
+    assert wrong == {}, "docs/data.md: what python -m cxrl.inspect_data --data.source openi counts"
 
 
 def test_labels_follow_the_headings() -> None:

@@ -71,7 +71,7 @@ def test_labels_follow_the_headings() -> None:
         "No Finding": 0.0,
     }
     assert labels("Catheters, Indwelling/right") == {"Support Devices": 1.0}
-    # 45 of the 52 reports with this heading speak of the heart; a nodule may lie in the breast.
+    # 51 of the 52 reports with this heading say that the heart is enlarged; a nodule may lie in the breast.
     assert labels("Cardiac Shadow/enlarged/mild") == {"Cardiomegaly": 1.0, "No Finding": 0.0}
     assert labels("Nodule/lung/base", "Mass/lung") == {"Lung Lesion": 1.0, "No Finding": 0.0}
     assert labels("Nodule/thorax/left", "Mass/breast/large", "Nodule", "Mass/mediastinum/right") == {}

@@ -111,7 +111,7 @@ def _long_reports(index: Index, path: str) -> str:
 
     reader, lines = load_tokenizer(path), []
     for name in SPLITS:
-        films = list({film.study: film for film in index.split(name)}.values())
+        films = list({film.study: film for film in index.split(name) if film.text}.values())
         if films:
             chosen = choose_prompts(
                 films, None, findings=index.findings, reader=reader, on_long_prompt="drop"

@@ -70,6 +70,31 @@ def test_reports_too_long_for_a_tokenizer(
     assert line(output[output.index("usable reports") :], "train").startswith("train 8")
 
 
+def test_texts_in_two_splits_and_labels_that_the_prompt_does_not_say_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"Film {n}.,train,," for n in range(5)]
+    rows += ["No edema.,train,,0", "NO EDEMA,validate,,", "Edema.,validate,,1", "no edema,test,,"]
+    rows += ["Mild edema. Unchanged effusion.,test,1,1"]
+    (tmp_path / "p.csv").write_text("\n".join(["text,split,Pleural Effusion,Edema", *rows]))
+    argv = ["--data.source", "prompts", "--data.root", str(tmp_path / "p.csv"), "--data.cache", "none"]
+    assert inspect.main([*argv, "--model.path", "phantom"]) == 0
+    counts, usable = capsys.readouterr().out.split("usable reports")
+    assert [line(counts, name) for name in ("train", "validate", "test")] == [
+        "train 5 5 5 5",
+        "validate 2 2 2 1",
+        "test 2 2 2 2",
+    ]
+    assert line(counts, "text also held out").startswith("text also held out, not trained on 1 ")
+    assert line(counts, "text in two splits").startswith("text in two splits, now a prompt in one 1 ")
+    assert line(counts, "text also in test").startswith("text also in test: no prompt, the film stays 1 ")
+    assert line(counts, "label present, masked") == (
+        "label present, masked: the report says it, the prompt does not 1 line 11 Pleural Effusion"
+    )
+    assert line(counts, "Edema") == "Edema 0 / 0 / 5 1 / 1 / 0 1 / 1 / 0"
+    assert [line(usable, name).split()[1] for name in ("train", "validate", "test")] == ["5", "1", "2"]
+
+
 def test_the_cache_is_used_and_rebuilt(tree: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--data.source", "mimic_cxr", "--data.root", str(tree.root), "--data.cache", str(tmp_path)]
     argv += ["--data.check-images", "exist"]

@@ -166,5 +166,6 @@ def _films(
         if findings and all(math.isnan(value) for value in labels):
             noted.add("no known label", name)
         study = studies.setdefault(cell.get("study") or f"line {line}", line)
-        patient = cell.get("patient") or cell.get("study") or same_text(text)
+        # Without a patient, equal texts go to one split; where splits are given, they are seen to later.
+        patient = cell.get("patient") or cell.get("study") or (name if "split" in cell else same_text(text))
         yield FilmRecord(study, name, patient, split, view, cell.get("image", ""), text, labels)

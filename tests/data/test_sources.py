@@ -68,6 +68,16 @@ def test_held_out_reports_come_from_their_split(table: Path) -> None:
     assert max(train) < min(validate) < min(test), "numbers are lines of the table"
 
 
+def test_a_validation_split_that_is_all_in_test_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("text,split\nFilm 1.,train\nFilm 2.,validate\nfilm 2,test\n")
+    with pytest.raises(CxrlError, match="no report in split 'validate'"):
+        load_prompts(config(path), Words(), "eval")
+    assert [p.text for p in load_prompts(config(path, eval_split="test"), Words(), "eval").prompts] == [
+        "film 2"
+    ]
+
+
 def test_which_reports_is_a_function_of_the_seed_and_a_prefix(table: Path) -> None:
     def ids(num: int, seed: int = 0) -> list[int]:
         c = Config.from_dict({"seed": seed}, config(table, "table", num_prompts=num))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cxrl.data.index import Tally
 from cxrl.data.mentions import Said, said
-from cxrl.findings import NO_FINDING, SUPPORT_DEVICES
+from cxrl.findings import CHEXPERT_FINDINGS, NO_FINDING, SUPPORT_DEVICES
 
 NOT_IN_PROMPT = "label present, masked: the report says it, the prompt does not"
 NOWHERE = "label present, masked: no text says it"
@@ -46,7 +46,7 @@ def agreeing(
     """
     if own and prompt == report:
         return tuple(labels)
-    here = said(prompt, findings)
+    here = said(prompt, tuple(dict.fromkeys((*findings, *CHEXPERT_FINDINGS))))  # for No Finding, all count
     ill = here.asserted - {SUPPORT_DEVICES}
     nothing = bool(here.denied) and not ill
     is_normal = nothing and NO_FINDING in findings and labels[findings.index(NO_FINDING)] == 1.0

@@ -67,6 +67,14 @@ def test_labels_that_no_text_says_stay_where_they_are_the_users_own() -> None:
     assert masked("C1 N1", "Normal chest.", "Normal chest.", own=True)[0] == "C1 N1", "nothing was cut"
 
 
+def test_no_finding_is_told_by_findings_without_a_label_too() -> None:
+    for prompt, value in (("Small effusion. No edema.", math.nan), ("No edema.", 1.0)):
+        kept = agreeing(
+            ("No Finding",), (1.0,), prompt, f"{prompt} Unchanged.", own=True, tally=Tally(), name="s"
+        )
+        assert str(kept) == str((value,))
+
+
 def test_what_is_masked_is_named() -> None:
     tally = Tally()
     agreeing(FINDINGS, labels("P1 X1"), "Clear.", UNCHANGED, own=False, tally=tally, name="s50")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cxrl.config import DataConfig
 from cxrl.data.index import FilmRecord, Index, Tally, assign_splits
-from cxrl.data.sections import clean
+from cxrl.data.sections import clean, describing_section, without_headings
 from cxrl.errors import CxrlError
 from cxrl.findings import CHEXPERT_FINDINGS
 
@@ -125,11 +125,10 @@ def labels_of(headings: list[str]) -> tuple[float, ...]:
 
 
 def _text(report: ET.Element) -> str:
-    """Impression, else findings, in one line."""
-    found = {
-        node.get("Label", ""): " ".join((node.text or "").split()) for node in report.iter("AbstractText")
-    }
-    return found.get("IMPRESSION") or found.get("FINDINGS") or ""
+    """What describes the film: impression, else findings, in one line."""
+    found = {node.get("Label", "").lower(): node.text or "" for node in report.iter("AbstractText")}
+    parts = {name: without_headings(found.get(name, "")) for name in ("impression", "findings")}
+    return describing_section(parts)
 
 
 def _reports(path: Path) -> list[ET.Element]:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrl.data.table import read_rows
+from cxrl.data.rows import read_rows
 from cxrl.errors import CxrlError
 from cxrl.images.read import SUFFIXES, UnreadableImage, read_image
 from cxrl.pretraining.decoys import decoys

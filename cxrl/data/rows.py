@@ -87,8 +87,7 @@ def read_table(path: Path, required: Sequence[str], knob: str, *, lists: bool = 
     table = _with_roles(reader(path, f"{knob}: {path}"))
     missing = [name for name in required if name not in table.columns]
     if missing:
-        found = ", ".join(name[:30] for name in table.columns[:20]) or "none"
-        raise CxrlError(f"{table.where} has no column {', '.join(missing)}; found {found}")
+        raise CxrlError(f"{table.where} has no column {', '.join(missing)}; found {listed(table.columns)}")
     if not table.rows:
         raise CxrlError(f"{table.where} has no rows")
     table.check([name for name in ROLES if name in table.columns])
@@ -98,6 +97,11 @@ def read_table(path: Path, required: Sequence[str], knob: str, *, lists: bool = 
 def read_rows(path: Path, required: Sequence[str], knob: str) -> list[Row]:
     """The rows of :func:`read_table` alone."""
     return read_table(path, required, knob).rows
+
+
+def listed(columns: Sequence[str]) -> str:
+    """Names for a message; where the header is missing they are a report's."""
+    return ", ".join(" ".join(name.split())[:30] for name in columns[:20]) or "none"
 
 
 def nearest_column(name: str, known: Sequence[str]) -> str:
@@ -113,7 +117,7 @@ def _with_roles(table: Table) -> Table:
     folded = [fold(column) for column in table.columns]
     for column, key in zip(table.columns, folded, strict=True):
         role = _ALIASES.get(key, "")
-        name = key if key in ROLES else role if role and role not in folded else column
+        name = key if key in ROLES else role if role and role not in folded else " ".join(column.split())
         if name in named:
             raise CxrlError(
                 f"{table.where} has two columns for {name}: {named[name]!r} and {column!r}; keep one"
@@ -161,7 +165,7 @@ def _separated(separator: str) -> Callable[[Path, str], Table]:
     def read(path: Path, where: str) -> Table:
         rows = _records(_content(path, where), separator, where)
         _, header = next(rows, (0, []))
-        columns = [name.strip() for name in header]
+        columns = [" ".join(name.split()) for name in header]
         named = [name for name in columns if name]
         twice = next((name for i, name in enumerate(named) if name in named[:i]), None)
         if twice is not None:
@@ -171,7 +175,7 @@ def _separated(separator: str) -> Callable[[Path, str], Table]:
             if len(cells) != len(columns):
                 raise CxrlError(
                     f"{where} line {line} has {len(cells)} cells for {len(columns)} columns "
-                    f"({', '.join(name[:30] for name in columns[:20])}); a text with a separator needs quotes"
+                    f"({listed(columns)}); a text with a separator needs quotes"
                 )
             # A column without a name is what pandas calls its index.
             found.append((line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
@@ -182,7 +186,8 @@ def _separated(separator: str) -> Callable[[Path, str], Table]:
 
 def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[str]]]:
     """(line where it begins, cells) of every record that is not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = io.StringIO(text, newline="").readlines()  # which end with \n, \r\n or \r
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -193,6 +198,12 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[
             ) from None
         if cells is None:
             return
+        written = "".join(lines[line - 1 : reader.line_num])
+        # A comma lost before a quote: `a.png"Effusion, no oedema."` is two cells, and a text is cut.
+        if separator == "," and any(
+            '"' in c and f'"{c.replace(chr(34), chr(34) * 2)}"' not in written for c in cells
+        ):
+            raise CxrlError(f"{where} line {line} has a quote in a cell without quotes around it")
         if any(cell.strip() for cell in cells) or len(cells) > 1:
             yield line, cells
 
@@ -244,7 +255,7 @@ def _parquet(path: Path, where: str) -> Table:
         raise CxrlError(f"{where} is not a Parquet file: {reason}") from None
     columns = tuple(table.column_names)
     if len(set(columns)) != len(columns):
-        raise CxrlError(f"{where} has a column twice: {', '.join(columns)}")
+        raise CxrlError(f"{where} has a column twice: {listed(columns)}")
     cells: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
     for name, column in zip(columns, table.columns, strict=True):

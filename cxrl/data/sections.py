@@ -83,7 +83,7 @@ COMPARISON = re.compile(
 them: their sentences also say what the film shows.
 """
 _HAS_LETTER_OR_DIGIT = re.compile(r"[^\W_]|_{2,}")
-_LIST_NUMBER = re.compile(r"^\d{1,2}[.)]\s+")
+_LIST_NUMBER = re.compile(r"^\d{1,2}[.)]\s+(?:\.\s+)*")
 
 
 class _Heading(NamedTuple):
@@ -210,7 +210,7 @@ def clean(text: str, *, placeholders: str, comparisons: str, tally: Tally, name:
     """
     if not describes(text):
         return "", "no text that describes the film"
-    left = [s for s in sentences(text) if _HAS_LETTER_OR_DIGIT.search(s)]  # not the stray "." of Open-I
+    left = [s for s in sentences(text) if _HAS_LETTER_OR_DIGIT.search(s)]  # without the stray "." of Open-I
     before = len(left)
     for what, handling, pattern in (
         ("a placeholder", placeholders, PLACEHOLDER),
@@ -224,5 +224,5 @@ def clean(text: str, *, placeholders: str, comparisons: str, tally: Tally, name:
             left = [s for s in left if s not in bad]
     if len(left) < before:
         left = [_LIST_NUMBER.sub("", s) for s in left]
-    text = " ".join(left)
+    text = " ".join(s for s in left if _HAS_LETTER_OR_DIGIT.search(s))
     return (text, "") if describes(text) else ("", "nothing left without placeholders and comparisons")

@@ -19,7 +19,7 @@ def _words(text: str) -> frozenset[str]:
 _STOP = re.compile(r"[.!?]+[\"'”’)\]]*\s+(?=\S)")
 _OPENING = "\"'“‘(["
 _NUMBER = re.compile(r"\d{1,2}")
-_ROMAN_NUMBER = re.compile(r"[ivx]{1,4}")
+_ROMAN_NUMBER = re.compile(r"i{1,3}|iv|vi{0,3}|ix|x")
 _LIST_ITEM = re.compile(r"\d{1,2}[.)]\s")
 _DOTTED = re.compile(r"[a-z](?:\.[a-z]{1,2})+")  # e.g, i.e, q.d, u.s, ph.d
 _BEFORE_A_NAME_OR_NUMBER = _words(
@@ -96,9 +96,13 @@ def _ends(text: str, start: int, stop: re.Match[str], capitals: bool) -> bool:
     word = written[:-1].lower()
     if not written.endswith(".") or not word or word[-1] in ".!?":
         return True
-    if _NUMBER.fullmatch(word) or (begin == start and _ROMAN_NUMBER.fullmatch(word)):
-        return False
     begins_item = bool(_LIST_ITEM.match(rest))
+    if begin == start and (_NUMBER.fullmatch(word) or _ROMAN_NUMBER.fullmatch(word)):
+        return False
+    if _NUMBER.fullmatch(word):  # "rib 5. Clear.", but neither "1. Clear 2. Large heart" nor "2. 5 cm"
+        before = f" {text[max(0, begin - 2000) : begin]}"
+        is_in_list = word == "1" or f" {int(word) - 1}. " in before or f" {int(word) - 1}) " in before
+        return begins_item or not (is_in_list or first.isdigit())
     if len(word) == 1 and word.isalpha():  # an initial, or the letter of a list item
         return begins_item
     word = re.split(r"[/–—-]", word)[-1]

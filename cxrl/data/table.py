@@ -15,7 +15,7 @@ from pathlib import Path
 from cxrl.config import DataConfig
 from cxrl.data.cells import LABELS_EXPECTED, SPLITS_EXPECTED, fold, read_label, read_split
 from cxrl.data.index import FilmRecord, Index, Tally, assign_splits, drop_patients_in_two_splits, label_value
-from cxrl.data.rows import ROLES, Table, nearest_column, read_table
+from cxrl.data.rows import ROLES, Table, listed, nearest_column, read_table
 from cxrl.data.sections import clean, without_headings
 from cxrl.errors import CxrlError
 from cxrl.findings import CHEXPERT_FINDINGS
@@ -73,7 +73,7 @@ def _label_columns(config: DataConfig, table: Table) -> dict[str, str]:
         finding = known.get(fold(name), name)
         if not columns or finding in found:
             problem = f"names {name} twice" if columns else f"{config.root} has no column {name}"
-            raise CxrlError(f"data.label_columns: {problem}; found {', '.join(table.columns)}")
+            raise CxrlError(f"data.label_columns: {problem}; found {listed(table.columns)}")
         if len(columns) > 1:
             twice = ", ".join(map(repr, columns))
             raise CxrlError(f"{table.where} has several columns for {name}: {twice}; keep one")

@@ -112,7 +112,7 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path, name: str) -> None:
         ("t.jsonl", '{"image": "a"}\n', "has no column text; found image"),
         ("t.jsonl", " \n", "has no column image, text; found none"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_are_named_with_the_line(
     tmp_path: Path, name: str, content: str | bytes, words: str
 ) -> None:
@@ -128,7 +128,7 @@ def test_bad_files_are_named_with_the_line(
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"", "has no text"), (b" \n\x0c\r", "has no text"), (b"a\n\xff\n", "line 2 is"), (b"a\rb\0", "line 2")],
-)  # fmt: skip
+)
 def test_bad_lists_are_named_with_the_line(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "t.txt").write_bytes(content)
     with pytest.raises(CxrlError, match=rf"t\.txt {words}"):

@@ -58,12 +58,31 @@ def test_headings_are_normalised() -> None:
 @pytest.mark.parametrize(
     "heading",
     [
-        "IMPRESSION:", "IMPRESSION", "IMPRESSION -", "IMPRESSION (PRELIMINARY):", "IMPRESSION #1:",
-        "IMPRESSIONS:", "Impression:", "Impression", "Impression –", "Impresson:", "CONCLUSION:", "CONCLUSION",
-        "Conclusion:", "2. IMPRESSION:", "## Impression", "**Impression:**", "Impression and Recommendations:", "FINDINGS:",
-        "FINDINGS", "Findings:", "Finding:", "FINDINGS AND IMPRESSION:", "Findings/Impression:",
+        "IMPRESSION:",
+        "IMPRESSION",
+        "IMPRESSION -",
+        "IMPRESSION (PRELIMINARY):",
+        "IMPRESSION #1:",
+        "IMPRESSIONS:",
+        "Impression:",
+        "Impression",
+        "Impression –",
+        "Impresson:",
+        "CONCLUSION:",
+        "CONCLUSION",
+        "Conclusion:",
+        "2. IMPRESSION:",
+        "## Impression",
+        "**Impression:**",
+        "Impression and Recommendations:",
+        "FINDINGS:",
+        "FINDINGS",
+        "Findings:",
+        "Finding:",
+        "FINDINGS AND IMPRESSION:",
+        "Findings/Impression:",
     ],
-)  # fmt: skip
+)
 def test_headings_are_found_and_never_stay(heading: str) -> None:
     for title, end, break_ in (
         ("FINAL REPORT\n", "\n", "\n "),
@@ -101,8 +120,9 @@ def test_headings_amid_a_text(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "nothing", ["As above.", "See above.", "As described above", "1. As above.", ".", "Seen by Dr. ___.", "None."]
-)  # fmt: skip
+    "nothing",
+    ["As above.", "See above.", "As described above", "1. As above.", ".", "Seen by Dr. ___.", "None."],
+)
 def test_an_impression_that_says_nothing_gives_way(nothing: str) -> None:
     assert describing_text(report("FINDINGS:  Large heart.", f"IMPRESSION:  {nothing}")) == "Large heart."
     assert describing_text(report("IMPRESSION:  Edema.", f"IMPRESSION:  {nothing}")) == "Edema."

@@ -67,7 +67,13 @@ def test_what_is_left_are_whole_sentences(abbreviation: str) -> None:
         ["Effusion?", "No.", "Edema?", "Yes."],
         ["Effusion?", "No.", "2. Clear."],
         ["Fracture of rib no. 5 and no. ___.", "Clear."],
-        ["Low volumes 2. Clear 3. Normal."],
+        ["Fracture of rib 5.", "Clear.", "Segments 4 and 5.", "2. Clear."],
+        ["1. Low volumes 2. Clear 3. Normal."],
+        ["1. Low volumes.", "Normal heart 2. Clear."],
+        ["XXXX.", "XXXX edema."],
+        [
+            "Chest 1. Low volumes 2. Clear",
+        ],
         ["Opacity ? Pneumonia.", "Clear."],
         ["Clear (see above.)", "Normal."],
         ["No acute disease..", "Clear."],
@@ -92,12 +98,29 @@ def test_a_long_text_takes_no_time() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ".", " . .", "1.", "___.", "XXXX XXXX.", "As above.", "See above.", "As described above",
-        "1. As above.", "by telephone.", "SEE ABOVE", "See findings above.", "None.", "No.", "As per report.",
-        "Please see full report.", "Findings were communicated by phone.", "—", "12:30",
+        "",
+        ".",
+        " . .",
+        "1.",
+        "___.",
+        "XXXX XXXX.",
+        "As above.",
+        "See above.",
+        "As described above",
+        "1. As above.",
+        "by telephone.",
+        "SEE ABOVE",
+        "See findings above.",
+        "None.",
+        "No.",
+        "As per report.",
+        "Please see full report.",
+        "Findings were communicated by phone.",
+        "—",
+        "12:30",
         "Discussed with Dr. ___ at 9:12 a.m. by telephone.",
     ],
-)  # fmt: skip
+)
 def test_what_describes_nothing(text: str) -> None:
     assert not describes(text)
     assert left_of([text]) == ""
@@ -105,6 +128,6 @@ def test_what_describes_nothing(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text", ["Normal.", "No findings.", "Clear", "COPD", "Negative chest.", "心臓拡大。", "Œdème", "Again"]
-)  # fmt: skip
+)
 def test_what_describes_something(text: str) -> None:
     assert describes(text)

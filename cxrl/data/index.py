@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cxrl.data.cells import read_label
 from cxrl.storage.writing import replacing
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validate", "test")
 HELD_OUT_SHARE = 0.1
 NUM_NAMED = 3

@@ -22,7 +22,7 @@ from cxrl.data.cells import fold
 from cxrl.errors import CxrlError
 
 Row = tuple[int, dict[str, str]]
-"""Line (row, for Parquet) where it begins, counted from 1, and column → cell."""
+"""Line (row, for Parquet) where it ends, counted from 1, and column → cell."""
 
 ROLES = ("text", "image", "id", "study", "patient", "split", "view")
 """Columns that have a meaning, in any case; ``subject_id`` and the like stand for one that is not there."""
@@ -77,7 +77,7 @@ def read_table(path: Path, required: Sequence[str], knob: str, *, lists: bool = 
             column occurs twice, it has no rows or cannot be read; for Parquet, pyarrow is not installed.
     """
     if not path.is_file():
-        raise CxrlError(f"{knob}: {path} is not a file")
+        raise CxrlError(f"{knob}: cannot read {path}: {path.name or path} is not a file")
     readers = {".txt": _lines, **_READERS} if lists else _READERS
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -100,7 +100,7 @@ def read_rows(path: Path, required: Sequence[str], knob: str) -> list[Row]:
 
 
 def listed(columns: Sequence[str]) -> str:
-    """Names for a message; where the header is missing they are a report's."""
+    """Names for a message, cut: where the header is missing they are a report's text."""
     return ", ".join(" ".join(name.split())[:30] for name in columns[:20]) or "none"
 
 
@@ -135,25 +135,31 @@ def _content(path: Path, where: str) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CxrlError(f"{where} cannot be read: {error.strerror}") from None
+        raise _cannot_read(where, str(error.strerror)) from None
     for mark, kind in _MARKS.items():
         if data.startswith(mark):
-            raise CxrlError(f"{where} is {kind}, expected plain UTF-8; save it as such")
+            raise _cannot_read(where, f"it is {kind}, expected UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = len(_LINE_END.split(data[: error.start].decode("utf-8")))
-        raise CxrlError(f"{where} line {line} is not UTF-8 (byte 0x{data[error.start]:02x})") from None
+        before, byte = error.object[: error.start], error.object[error.start]
+        line, kind = len(_LINE_END.split(before.decode("utf-8"))), path.suffix[1:].upper()
+        raise CxrlError(f"{where} is not a {kind} in UTF-8: byte 0x{byte:02x} in line {line}") from None
     if "\0" in text:
         line = len(_LINE_END.split(text[: text.index("\0")]))
         raise CxrlError(f"{where} line {line} holds a NUL, which no text has; is the file damaged?")
     return text
 
 
+def _cannot_read(where: str, why: str) -> CxrlError:
+    knob, _, path = where.partition(": ")
+    return CxrlError(f"{knob}: cannot read {path}: {why}")
+
+
 def _lines(path: Path, where: str) -> Table:
     lines = [(n, line) for n, line in enumerate(_LINE_END.split(_content(path, where)), 1) if line.strip()]
     if not lines:
-        raise CxrlError(f"{where} has no text, expected one report a line")
+        raise CxrlError(f"{where} has no text, so no film is left; expected one report a line")
     number, first = lines[0]
     names = [fold(name.strip(" \"'")) for name in re.split(r"[,;\t|]", first)]
     if "text" in names and all(len(name) < 30 for name in names):
@@ -164,28 +170,27 @@ def _lines(path: Path, where: str) -> Table:
 def _separated(separator: str) -> Callable[[Path, str], Table]:
     def read(path: Path, where: str) -> Table:
         rows = _records(_content(path, where), separator, where)
-        _, header = next(rows, (0, []))
+        _, _, header = next(rows, (0, 0, []))
         columns = [" ".join(name.split()) for name in header]
         named = [name for name in columns if name]
-        twice = next((name for i, name in enumerate(named) if name in named[:i]), None)
-        if twice is not None:
-            raise CxrlError(f"{where} has column {twice!r} twice; keep one")
+        if len(set(named)) != len(named):
+            raise CxrlError(f"{where} has a column twice: {listed(columns)}")
         found: list[Row] = []
-        for line, cells in rows:
+        for line, end, cells in rows:
             if len(cells) != len(columns):
-                raise CxrlError(
-                    f"{where} line {line} has {len(cells)} cells for {len(columns)} columns "
-                    f"({listed(columns)}); a text with a separator needs quotes"
-                )
+                counts = f"{len(cells)} cells for {len(columns)} columns ({listed(columns)})"
+                if len(cells) < len(columns):
+                    raise CxrlError(f"{where} line {line} has no {listed(columns[len(cells) :])}: {counts}")
+                raise CxrlError(f"{where} line {line} has {counts}; a text with a separator needs quotes")
             # A column without a name is what pandas calls its index.
-            found.append((line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
+            found.append((end, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
         return Table(where, tuple(named), found)
 
     return read
 
 
-def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """(line where it begins, cells) of every record that is not blank."""
+def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
+    """(line where it begins, line where it ends, cells) of every record that is not blank."""
     lines = io.StringIO(text, newline="").readlines()  # which end with \n, \r\n or \r
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
@@ -205,7 +210,7 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[
         ):
             raise CxrlError(f"{where} line {line} has a quote in a cell without quotes around it")
         if any(cell.strip() for cell in cells) or len(cells) > 1:
-            yield line, cells
+            yield line, reader.line_num, cells
 
 
 def _jsonl(path: Path, where: str) -> Table:
@@ -242,13 +247,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parquet(path: Path, where: str) -> Table:
     try:
-        from pyarrow.parquet import ParquetFile
+        from pyarrow import parquet
     except ImportError:
+        knob, _, name = where.partition(": ")
         raise CxrlError(
-            f"{where}: reading it needs pyarrow: pip install pyarrow, or save it as CSV"
+            f"{knob}: reading {name} needs pyarrow: pip install pyarrow, or save it as CSV"
         ) from None
     try:
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             table = file.read()
     except Exception as error:  # pyarrow raises its own types, OSError and ValueError
         reason = " ".join(str(error).split())[:160]

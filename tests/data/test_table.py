@@ -39,7 +39,7 @@ def test_a_full_table(tmp_path: Path) -> None:
     assert found.root == tmp_path
     assert found.findings == ("Edema", "Pneumonia")
     a, b, c = found.films
-    assert (a.study, b.study, c.study) == (2, 2, 4), "the line where a study's first row begins"
+    assert (a.study, b.study, c.study) == (2, 2, 5), "the line where a study's first row ends"
     assert found.noted["column is not read"].first == ("Other",)
     assert (a.film, a.patient, a.split, a.view, a.image) == ("a", "p1", "train", "PA", "x/a.png")
     assert (c.text, c.view) == ("Edema, mild.", "PA")
@@ -181,12 +181,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CxrlError, match=r"data\.root: cannot read .*none\.csv: No such file"):
         index(tmp_path / "none.csv")
     (tmp_path / "x.csv").write_bytes(b"image,text\n\xff\xfe,\xff\n")
-    with pytest.raises(CxrlError, match=r"data\.root: .*x\.csv line 2 is not UTF-8"):
+    with pytest.raises(CxrlError, match=r"data\.root: .*x\.csv is not a CSV in UTF-8: byte 0xff in line 2"):
         index(tmp_path / "x.csv")
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CxrlError, match=r"data\.root: .*x\.txt is UTF-16, expected plain UTF-8"):
+    with pytest.raises(CxrlError, match=r"data\.root: cannot read .*x\.txt: it is UTF-16, expected UTF-8"):
         index(tmp_path / "x.txt", "prompts")
-    with pytest.raises(CxrlError, match=r"data\.root: .* is not a file"):
+    with pytest.raises(CxrlError, match=r"data\.root: cannot read .* is not a file"):
         index(tmp_path, "prompts")
     with pytest.raises(CxrlError, match=r"x\.txt has the suffix \.txt, expected \.csv"):
         index(tmp_path / "x.txt")
@@ -220,7 +220,7 @@ def test_reports_alone(tmp_path: Path) -> None:
         ("Edema.", "train", (1.0,), ""),
         ("Clear.", "validate", (0.0,), ""),
     ]
-    with pytest.raises(CxrlError, match="has no text, expected one report a line"):
+    with pytest.raises(CxrlError, match="has no text, so no film is left; expected one report a line"):
         index(write(tmp_path, "\n \n", "empty.txt"), "prompts")
 
 

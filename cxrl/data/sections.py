@@ -70,7 +70,7 @@ _LINE_START = (
 )
 # In the midst of a line: in capitals after a word that is not, or after the end of a sentence.
 _AMID = re.compile(
-    rf"(?:(?<=[^A-Z\s])\s+(?P<capitals>{_KNOWN_NAME.upper()})"
+    rf"(?:(?:(?<=[^A-Z\s])|(?<=XXXX))\s+(?P<capitals>{_KNOWN_NAME.upper()})"
     rf"|(?<=[.!?])\s+(?P<name>(?=[A-Z])(?i:{_DESCRIBING_NAME}))){_AFTER}:"
 )
 

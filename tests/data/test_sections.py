@@ -104,6 +104,7 @@ def test_headings_are_found_and_never_stay(heading: str) -> None:
     [
         ("Lungs are clear. IMPRESSION: Large heart.", "Large heart."),
         ("Lungs are clear. Impression: Large heart.", "Large heart."),
+        ("Seen by XXXX IMPRESSION: Large heart.", "Large heart."),
         ("INDICATION: Cough. FINDINGS: Clear. IMPRESSION: Large heart. RECOMMENDATION: CT.", "Large heart."),
         ("IMPRESSION: Old. FINDINGS: None. IMPRESSION: Large heart.", "Large heart."),
         ("FINDINGS: PA film. Comparison: none. Large heart.", "PA film. Comparison: none. Large heart."),

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.data.table import read_rows
+from cxrl.data.rows import read_rows
 from cxrl.images.read import read_image
 from cxrl.pretraining.posture import (
     COMPONENTS,

@@ -51,7 +51,7 @@ class DataConfig(Section):
 
     source: str = option(
         "phantom",
-        "procedural films; MIMIC-CXR; Open-I; a CSV or Parquet table; or reports alone (docs/data.md)",
+        "procedural films; MIMIC-CXR; Open-I; a CSV, TSV, JSONL or Parquet table; or reports (docs/data.md)",
         choices=("phantom", "mimic_cxr", "openi", "table", "prompts"),
     )
     root: str = option(

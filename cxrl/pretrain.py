@@ -58,12 +58,15 @@ def _parser() -> Parser:
         "--data",
         metavar="PATH",
         type=Path,
-        help="a folder of frontal films, or a CSV or Parquet with the column image (and patient, view)",
+        help="a folder of frontal films, or a table with the column image (and patient, view)",
     )
     table = parser.add_argument_group("fine-tuning")
     table.add_argument("--base", metavar="DIR", help="a StableDiffusionPipeline folder or hub id")
     table.add_argument(
-        "--table", metavar="FILE", type=Path, help="CSV or Parquet with columns image and text"
+        "--table",
+        metavar="FILE",
+        type=Path,
+        help="table with columns image and text: .csv, .tsv, .jsonl, .parquet",
     )
     table.add_argument("--batch-size", metavar="N", type=at_least(1), help="default 8")
     table.add_argument("--learning-rate", metavar="X", type=float, help="default 1e-5")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cxrl.data.cells import read_label
 from cxrl.storage.writing import replacing
 
 FORMAT = 2
@@ -133,7 +134,7 @@ def describe(counts: Mapping[str, Count], limit: int | None = None) -> str:
 
 
 def label_value(text: str, *, uncertain: str, tally: Tally, name: str) -> float:
-    """A label as written in a table: 1 present, 0 absent, -1 uncertain, blank not mentioned.
+    """A label as written in a table: 1 present, 0 absent, -1 uncertain, blank not mentioned; or in words.
 
     Args:
         text: The cell.
@@ -144,14 +145,11 @@ def label_value(text: str, *, uncertain: str, tally: Tally, name: str) -> float:
     Returns:
         1, 0 or nan. A blank is nan: not mentioned is not absent.
     """
-    try:
-        value = float(text) if text.strip() else math.nan
-    except ValueError:
-        value = math.inf
-    if value in (0.0, 1.0) or math.isnan(value):
-        return value
+    value = read_label(text)
     if value == -1.0:
         return 1.0 if uncertain == "positive" else math.nan
+    if value is not None:
+        return value
     tally.add(f"unknown label value {text.strip()[:20]!r}, masked", name)
     return math.nan
 

@@ -22,6 +22,7 @@ from typing import Any
 from cxrl.config import DataConfig
 from cxrl.data.agreement import agreeing
 from cxrl.data.archives import REPORT_BYTES, gunzip, zip_reports
+from cxrl.data.cells import read_split
 from cxrl.data.index import SPLITS, FilmRecord, Index, Stamp, Tally, in_threads, label_value, stamp
 from cxrl.data.sections import clean, describing_text
 from cxrl.errors import CxrlError
@@ -135,7 +136,8 @@ def _splits(root: Path) -> tuple[dict[str, str], set[str]]:
     """dicom_id → split, and the patients that the table has in more than one."""
     splits: dict[str, str] = {}
     by_patient: dict[str, set[str]] = {}
-    for dicom, patient, _, split in _read_table(root, "split"):
+    for dicom, patient, _, written in _read_table(root, "split"):
+        split = read_split(written) or written
         splits.setdefault(dicom, split)
         if split in SPLITS:
             by_patient.setdefault(patient, set()).add(split)

@@ -18,6 +18,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from cxrl.config import DataConfig
 from cxrl.data.agreement import agreeing
 from cxrl.data.archives import gunzip, tar_members
 from cxrl.data.index import FilmRecord, Index, Tally, assign_splits
-from cxrl.data.sections import clean
+from cxrl.data.sections import clean, describing_section, without_headings
 from cxrl.errors import CxrlError
 from cxrl.findings import CHEXPERT_FINDINGS, NO_FINDING, SUPPORT_DEVICES
 
@@ -109,11 +110,10 @@ def build_openi(config: DataConfig) -> Index:
             continue
         handling = {"placeholders": config.placeholders, "comparisons": config.comparisons}
         sections = _sections(report)
-        chosen = sections.get("IMPRESSION") or sections.get("FINDINGS") or ""
-        text, problem = clean(chosen, **handling, tally=noted, name=name)
+        text, problem = clean(_text(sections), **handling, tally=noted, name=name)
         labels = labels_of([node.text or "" for node in report.iterfind(".//MeSH/major")])
         if not problem:
-            whole = " ".join(sections.get(part, "") for part in ("FINDINGS", "IMPRESSION"))
+            whole = " ".join(sections.get(part, "") for part in ("findings", "impression"))
             labels = agreeing(CHEXPERT_FINDINGS, labels, text, whole, own=False, tally=noted, name=name)
             if all(math.isnan(value) for value in labels):
                 noted.add("no known label", name)
@@ -155,10 +155,14 @@ def _parsed(content: bytes | None) -> ET.Element | None:
 
 
 def _sections(report: ET.Element) -> dict[str, str]:
-    """Heading → text in one line."""
-    return {
-        node.get("Label", ""): " ".join((node.text or "").split()) for node in report.iter("AbstractText")
-    }
+    """Heading, in small letters, → text."""
+    return {node.get("Label", "").lower(): node.text or "" for node in report.iter("AbstractText")}
+
+
+def _text(sections: Mapping[str, str]) -> str:
+    """What describes the film: impression, else findings, in one line."""
+    parts = {name: without_headings(sections.get(name, "")) for name in ("impression", "findings")}
+    return describing_section(parts)
 
 
 def _column(path: Path, key: str, value: str) -> dict[str, str]:

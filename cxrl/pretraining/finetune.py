@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cxrl.data.table import read_rows
+from cxrl.data.rows import read_rows
 from cxrl.errors import CxrlError
 from cxrl.images import read as pixels
 from cxrl.models.base import BaseModel, load_base

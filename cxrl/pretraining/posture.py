@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrl.data.table import read_rows
+from cxrl.data.rows import read_rows
 from cxrl.errors import CxrlError
 from cxrl.images.read import SUFFIXES, UnreadableImage, read_image
 from cxrl.pretraining.decoys import decoys
@@ -83,7 +83,7 @@ def load_films(data: Path, size: int = STORED_SIZE, max_films: int = 20_000) -> 
     """Frontal films of a folder or a table, cut to a square.
 
     Args:
-        data: CSV or Parquet with ``image`` (relative to it), and ``patient`` and ``view`` where they exist; a
+        data: A table with ``image`` (relative to it), and ``patient`` and ``view`` where they exist; a
             view that is neither AP nor PA is left out. Or a folder: every image below it, which all must be
             frontal films, the patient being a folder named like MIMIC-CXR's (p10000032).
         size: Pixels a side.

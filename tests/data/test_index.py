@@ -64,14 +64,16 @@ def test_a_tally_counts_and_names_the_first_few() -> None:
         ("-1.0", "mask", math.nan),
         ("-1.0", "positive", 1.0),
         ("2", "positive", math.nan),
-        ("yes", "mask", math.nan),
+        ("yes", "mask", 1.0),
+        ("FALSE", "positive", 0.0),
+        ("maybe", "mask", math.nan),
     ],
 )
 def test_a_blank_and_an_uncertain_label_are_never_negative(text: str, uncertain: str, value: float) -> None:
     tally = Tally()
     result = label_value(text, uncertain=uncertain, tally=tally, name="s1")
     assert result == value or (math.isnan(result) and math.isnan(value))
-    unknown = text in ("2", "yes")
+    unknown = text in ("2", "maybe")
     assert tally.counts() == ({f"unknown label value {text!r}, masked": Count(1, ("s1",))} if unknown else {})
 
 

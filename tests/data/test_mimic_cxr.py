@@ -218,6 +218,17 @@ def test_tables_may_be_unpacked_and_numbered_otherwise(tree: Any) -> None:
     assert len(index(tree).films) == 10
 
 
+def test_splits_go_by_their_usual_names(tree: Any) -> None:
+    sound = [f.split for f in index(tree).films]
+
+    def split(rows: list[dict[str, str]]) -> None:
+        for row in rows:
+            row["split"] = {"validate": "val", "train": " Train"}.get(row["split"], row["split"])
+
+    tree.edit("split", split)
+    assert [f.split for f in index(tree).films] == sound
+
+
 def test_what_is_wrong_is_counted_and_named(tree: Any) -> None:
     def metadata(rows: list[dict[str, str]]) -> None:
         rows.append(dict(rows[0]))  # duplicated

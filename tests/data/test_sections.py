@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxrl.data.index import Count, Tally
-from cxrl.data.sections import HANDLING, clean, describing_text, sections, sentences
+from cxrl.data.sections import HANDLING, clean, describing_text, sections, without_headings
 
 # The layout of MIMIC-CXR: lines begin with a space, blank lines hold one.
 FULL = (
@@ -56,17 +56,97 @@ def test_headings_are_normalised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    "heading",
     [
-        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ("1. No edema. 2. Clear.", ["1. No edema.", "2. Clear."]),
-        ("Measures 1.5 cm. Done by Dr. Who.", ["Measures 1.5 cm.", "Done by Dr. Who."]),
-        ("no end", ["no end"]),
-        ("", []),
+        "IMPRESSION:",
+        "IMPRESSION",
+        "IMPRESSION -",
+        "IMPRESSION (PRELIMINARY):",
+        "IMPRESSION #1:",
+        "IMPRESSIONS:",
+        "Impression:",
+        "Impression",
+        "Impression –",
+        "Impresson:",
+        "CONCLUSION:",
+        "CONCLUSION",
+        "Conclusion:",
+        "2. IMPRESSION:",
+        "## Impression",
+        "**Impression:**",
+        "Impression and Recommendations:",
+        "FINDINGS:",
+        "FINDINGS",
+        "Findings:",
+        "Finding:",
+        "FINDINGS AND IMPRESSION:",
+        "Findings/Impression:",
     ],
 )
-def test_sentences(text: str, parts: list[str]) -> None:
-    assert sentences(text) == parts
+def test_headings_are_found_and_never_stay(heading: str) -> None:
+    for title, end, break_ in (
+        ("FINAL REPORT\n", "\n", "\n "),
+        ("", "\r\n", "\r\n\r\n"),
+        ("Final Report\n", "\f", " "),
+    ):
+        if break_ == " " and not heading.endswith(":") and not heading.isupper():
+            continue  # a heading alone on its line
+        lines = [
+            "INDICATION:  Cough.",
+            f"{heading}{break_}1. Clear lungs. 2. Large heart.",
+            "Notification: Told.",
+        ]
+        assert describing_text(title + end.join(lines)) == "1. Clear lungs. 2. Large heart."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Lungs are clear. IMPRESSION: Large heart.", "Large heart."),
+        ("Lungs are clear. Impression: Large heart.", "Large heart."),
+        ("Seen by XXXX IMPRESSION: Large heart.", "Large heart."),
+        ("INDICATION: Cough. FINDINGS: Clear. IMPRESSION: Large heart. RECOMMENDATION: CT.", "Large heart."),
+        ("IMPRESSION: Old. FINDINGS: None. IMPRESSION: Large heart.", "Large heart."),
+        ("FINDINGS: PA film. Comparison: none. Large heart.", "PA film. Comparison: none. Large heart."),
+        ("IMPRESSION: Large heart.\n Recommendation: CT.", "Large heart."),
+        ("WET READ: ___ Edema.\n ____\n FINAL REPORT\n FINDINGS: Large heart.", "Large heart."),
+        ("FINDINGS: Large heart.\n PRELIMINARY REPORT\n Seen by X.", "Large heart."),
+        ("IMPRESSION:  FINDINGS ARE THOSE OF EDEMA.", "FINDINGS ARE THOSE OF EDEMA."),
+        ("IMPRESSION:\n FINDINGS are those of edema.", "FINDINGS are those of edema."),
+        ("INDICATION: TB CLINICAL IMPRESSION: TB\n FINDINGS: Clear.", "Clear."),
+    ],
+)
+def test_headings_amid_a_text(text: str, expected: str) -> None:
+    assert describing_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    ["As above.", "See above.", "As described above", "1. As above.", ".", "Seen by Dr. ___.", "None."],
+)
+def test_an_impression_that_says_nothing_gives_way(nothing: str) -> None:
+    assert describing_text(report("FINDINGS:  Large heart.", f"IMPRESSION:  {nothing}")) == "Large heart."
+    assert describing_text(report("IMPRESSION:  Edema.", f"IMPRESSION:  {nothing}")) == "Edema."
+    assert describing_text(report("COMPARISON:  Chest CT.", f"IMPRESSION:  {nothing}")) == ""
+    assert describing_text(report(f"COMPARISON:  {nothing}")) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Large heart.", "Large heart."),
+        ("  Large\n heart. ", "Large heart."),
+        ("CHEST TUBE: in place.", "CHEST TUBE: in place."),
+        ("Heart: large. Lungs: clear.", "Heart: large. Lungs: clear."),
+        ("Clinical impression: edema. Clear.", "Clinical impression: edema. Clear."),
+        ("The impression: edema.", "The impression: edema."),
+        ("Impression: edema.", "edema."),
+        ("FINAL IMPRESSION: Edema.", "Edema."),
+        ("Findings: Large heart. Impression: As above.", "Large heart."),
+    ],
+)
+def test_a_text_that_may_be_a_report(text: str, expected: str) -> None:
+    assert without_headings(text) == expected
 
 
 MIXED = "1. Small effusion. 2. Compared to the prior of ___, no change. 3. Seen by ___."
@@ -99,10 +179,19 @@ def test_what_was_removed_is_counted() -> None:
     )
     assert clean("Clear. XXXX edema.", **drop, tally=tally, name="s2") == ("Clear.", "")
     assert clean("", **drop, tally=tally, name="s3") == ("", "no text that describes the film")
+    assert clean(". .", **drop, tally=tally, name="s3") == ("", "no text that describes the film")
+    gone = "", "nothing left without placeholders and comparisons"
+    assert clean("XXXX edema. See above. .", **drop, tally=Tally(), name="s4") == gone
     assert tally.counts() == {
         "report lost a sentence with a comparison with an earlier film": Count(1, ("s1",)),
         "report lost a sentence with a placeholder": Count(1, ("s2",)),
     }
+
+
+def test_a_stray_full_stop_is_no_sentence() -> None:
+    keep = {"placeholders": "keep", "comparisons": "keep"}
+    for text in ("1. Clear. 2. Large heart. .", "1. Clear.  . 2. Large heart.", "1. Clear. 2. Large heart."):
+        assert clean(text, **keep, tally=Tally(), name="s") == ("1. Clear. 2. Large heart.", "")
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ NUM_STEPS, ETA, GUIDANCE = 8, 1.0, 1.0  # DDIM; guidance is alike in sampling, i
 LORA_RANK, NUM_ACE_TOKENS, EMA_DECAY = 8, 4, 0.95
 REWARDS = {"posture": 0.75, "diagnosis": 1.5, "consistency": 1.5}  # name: weight
 WITHOUT_ANCHOR = {"posture"}  # scored directly, as in the paper
-ANCHOR, BANK_SIZE, MIN_STD = "bank", 8, 1e-3  # or one_to_one
-FORM, TEMPERATURE = "bradley_terry", 1.0  # or difference, win
-CENTER, SCALE, ADVANTAGE_CLIP = "prompt", "std", 5.0  # or batch; or none
+ANCHOR, BANK_SIZE, MIN_STD = "bank", 8, 1e-3  # or one_to_one; MIN_STD: floor of a bank's deviation, in units
+FORM, TEMPERATURE = "bradley_terry", 1.0  # or difference, win; TEMPERATURE: width of the sigmoid
+CENTER, SCALE, ADVANTAGE_CLIP = "prompt", "std", 5.0  # or batch, whose mean is subtracted; or none
 LORA_LR, ACE_LR, WEIGHT_DECAY, MAX_GRAD_NORM = 6e-3, 2e-2, 1e-4, 1.0
 CLIP_RANGE, MINIBATCHES, TIMESTEP_FRACTION = 1e-3, 4, 1.0
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import shutil
-import sys
-import traceback
 import typing
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cxrl.command import run_command as run_command
 from cxrl.config import Config, sections
-from cxrl.errors import CxrlError, unknown_name
-from cxrl.options import Section, allowed, field_types
-from cxrl.presets import load_preset, load_yaml, presets
+from cxrl.errors import CxrlError, shown, unknown_name
+from cxrl.options import NO_TEXT_REASON, Section, allowed, check_effect, field_types, is_text, show, to_number
+from cxrl.presets import load_preset, load_yaml, presets, read_config
 from cxrl.storage.layout import CONFIG
 
 DEFAULT_PRESET = "phantom"
-EXIT_USER_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
+_LONGEST_MESSAGE = 400
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+"""Bytes of a path and of a name in it, on Linux."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,27 +28,40 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
-        self.values: set[str] = set()
         self.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def error(self, message: str) -> NoReturn:
-        raise CxrlError(f"{message} (see python -m {self.prog} --help)")
+        short = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
+        raise CxrlError(f"{short} (see python -m {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Like ``parse_args``; names may use underscores or dashes."""
+        """Like ``parse_args``; names may use underscores or dashes.
+
+        Raises:
+            CxrlError: An unknown name, a missing or bad value, a text with NUL or bytes that are not UTF-8.
+        """
         known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        result, rest = self.parse_known_args(self._normalise(argv))
+        tokens = self._normalise(argv)
+        for token in tokens:
+            if not is_text(token):
+                name, equals, value = token.partition("=")
+                where, what = (name, value) if equals and is_text(name) else ("the command line", token)
+                raise CxrlError(f"{where}: {shown(what)} {NO_TEXT_REASON}")
+        result, rest = self.parse_known_args(tokens)
         for token in rest:
             if token.startswith("--"):
-                raise unknown_name("option", token.split("=")[0], known)
-            self.error(f"unexpected argument {token!r}")
+                self.error(str(unknown_name("option", token.split("=")[0], known)))
+            self.error(f"unexpected argument {shown(token)}")
         return result
 
     def _normalise(self, argv: Sequence[str]) -> list[str]:
         """Dashes for underscores in names; ``--name=value``, so that ``-1,2`` is a value and no option."""
+        takes_value = {
+            name for action in self._actions if action.nargs != 0 for name in action.option_strings
+        }
         tokens: list[str] = []
         for token in argv:
-            if tokens and tokens[-1] in self.values and not token.startswith("--"):
+            if tokens and tokens[-1] in takes_value and not token.startswith("--"):
                 tokens[-1] += f"={token}"
             elif token.startswith("--"):
                 name, equals, value = token.partition("=")
@@ -80,15 +91,19 @@ def config_parser(prog: str, description: str) -> Parser:
     """``--preset``, ``--config`` and every field of the configuration; :func:`resolve` reads them."""
     parser = Parser(prog, description)
     parser.usage = f"python -m {prog} [--preset NAME] [--config FILE] [--section.field VALUE ...]"
-    parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(presets())}; default {DEFAULT_PRESET}")
-    parser.add_argument("--config", metavar="FILE", help="YAML whose values go over the preset's")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"{', '.join(presets())}; default: the file's, else {DEFAULT_PRESET}",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=file_path, help="YAML whose values go over the preset's"
+    )
     chosen = {name: load_preset(name) for name in presets()}
-    add_fields(parser, parser, Config, chosen)
+    add_fields(parser, Config, chosen)
     for name, section in sections().items():
         group = parser.add_argument_group(name, section.help)
-        add_fields(
-            parser, group, section, {preset: getattr(config, name) for preset, config in chosen.items()}
-        )
+        add_fields(group, section, {preset: getattr(config, name) for preset, config in chosen.items()})
     return parser
 
 
@@ -96,9 +111,17 @@ def resolve(args: argparse.Namespace, base: Config | None = None) -> Config:
     """Preset, then file, then single fields; or single fields over ``base``.
 
     Raises:
-        CxrlError: An unknown name or a bad value.
+        CxrlError: An unknown name, a bad value, or one that would have no effect.
     """
     overrides: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    if base is not None:
+        start = base
+    elif args.config is None:
+        start = base = load_preset(DEFAULT_PRESET if args.preset is None else args.preset)
+    else:
+        base, start, names = read_config(args.config, args.preset, DEFAULT_PRESET)
+        given = dict.fromkeys(names, str(args.config))
     for flag, value in vars(args).items():
         if flag.startswith("--") and value is not None:
             name, _, field = flag[2:].partition(".")
@@ -106,9 +129,10 @@ def resolve(args: argparse.Namespace, base: Config | None = None) -> Config:
                 overrides.setdefault(name, {})[field] = value
             else:
                 overrides[name] = value
-    if base is None and args.config:
-        base = load_yaml(args.config, load_preset(args.preset) if args.preset else None)
-    return Config.from_dict(overrides, base or load_preset(args.preset or DEFAULT_PRESET))
+            given[flag[2:].replace("-", "_")] = ""
+    config = Config.from_dict(overrides, base)
+    check_effect(config, start, given)
+    return config
 
 
 def train_parser() -> Parser:
@@ -119,7 +143,9 @@ def train_parser() -> Parser:
     parser.usage = (
         "python -m cxrl.train [--preset NAME] [--config FILE] [--run-dir DIR] [--section.field VALUE ...]"
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="where everything is written; default runs/PRESET")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=file_path, help="where everything is written; default runs/PRESET"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint of the run directory"
     )
@@ -127,37 +153,33 @@ def train_parser() -> Parser:
     return parser
 
 
-def add_fields(parser: Parser, group: Any, section: type[Section], chosen: Mapping[str, Section]) -> None:
-    """One option per field; ``chosen`` holds the section in every preset."""
+def add_fields(
+    group: Any, section: type[Section], chosen: Mapping[str, Section], without: Collection[str] = ()
+) -> None:
+    """One option per field but for ``without``; ``chosen`` holds the section in every preset."""
     for f in fields(section):
         tp = field_types(section)[f.name]
         if f.name == "preset" or f"{section.section}.{f.name}" == "run.dir" or not f.metadata:
+            continue
+        if f.name in without:
             continue
         flag = "--" + f"{section.section}.{f.name}".lstrip(".").replace("_", "-")
         differing = {preset: getattr(values, f.name) for preset, values in chosen.items()}
         notes = [
             ", ".join(word for word in (f.metadata["unit"], allowed(f.metadata)) if word),
-            f"default {_show(f.default)}",
-            *(f"{preset} {_show(value)}" for preset, value in differing.items() if value != f.default),
+            f"default {show(f.default)}",
+            *(f"{preset} {show(value)}" for preset, value in differing.items() if value != f.default),
+            *(f"needs {need.words}" for need in f.metadata["only_if"]),
         ]
         text = f"{f.metadata['reason']} [{'; '.join(note for note in notes if note)}]"
         optional = {"nargs": "?", "const": "true"} if tp is bool else {}
         group.add_argument(flag, dest=flag, metavar=_metavar(tp), help=text.replace("%", "%%"), **optional)
-        parser.values.add(flag)
 
 
 def _metavar(tp: Any) -> str:
     if typing.get_origin(tp) is tuple:
         return f"{_metavar(typing.get_args(tp)[0])},..."
     return {int: "N", float: "X", bool: "BOOL"}.get(tp, "NAME")
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(_show(v) for v in value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value) or "empty"
 
 
 def parse_train(argv: Sequence[str]) -> TrainOptions:
@@ -173,76 +195,55 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
         raise CxrlError("--resume and --overwrite exclude each other; choose one")
     base = None
     if args.resume:
-        if args.preset or args.config:
-            given = "--preset" if args.preset else "--config"
-            raise CxrlError(
-                f"--resume takes the run's own config.yaml; leave {given} out, override single fields"
-            )
-        run_dir = Path(args.run_dir or f"runs/{DEFAULT_PRESET}")
+        for given in ("preset", "config"):
+            if getattr(args, given) is not None:
+                raise CxrlError(
+                    f"--resume takes the run's own config.yaml; leave --{given} out, override single fields"
+                )
+        run_dir = args.run_dir or Path("runs", DEFAULT_PRESET)
         if not (run_dir / CONFIG).is_file():
             raise CxrlError(f"nothing to resume in {run_dir}: it has no {CONFIG}; start without --resume")
         base = load_yaml(run_dir / CONFIG)
     config = resolve(args, base)
     config.data.check_root()
-    run_dir = Path(args.run_dir or config.run.dir or f"runs/{config.preset}")
+    run_dir = args.run_dir or Path(config.run.dir or f"runs/{config.preset}")
     run = {"dir": str(run_dir), "debug": config.run.debug or args.debug}
     return TrainOptions(Config.from_dict({"run": run}, config), run_dir, args.resume, args.overwrite)
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number from ``low`` on."""
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``low`` to ``high``."""
 
     def number(text: str) -> int:
-        if not text.strip().lstrip("+-").isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
-        return int(text)
+        value = to_number(text)
+        if not low <= value <= high or value != int(value):
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is not a whole number of at least {low} and at most {high}"
+            )
+        return int(value)
 
     return number
 
 
-def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
-    """Call a command; errors become one line on stderr and an exit status.
+def real_number(above: float, high: float) -> Callable[[str], float]:
+    """The type of an option that is a number above ``above``, up to ``high``."""
 
-    Returns:
-        0; 2 for what the user can mend; 130 for Ctrl-C; 1 for anything else, which is a bug. ``--debug`` (or
-        ``run.debug``) shows the traceback as well.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    debug = any(token.split("=")[0].replace("_", "-") in ("--debug", "--run.debug") for token in argv)
-    warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shows '?', it does not fail
-    try:
-        command(argv)
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:
-        # The reader, such as `head`, has gone: nobody to tell, and Python must not try to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BUG
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        line, status = _explain(error)
-    print(line, file=sys.stderr, flush=True)
-    return status
+    def number(text: str) -> float:
+        value = to_number(text)
+        if not above < value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is not a number above {above:g} and at most {high:g}"
+            )
+        return value
+
+    return number
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
-    """The line and the exit status of an error."""
-    if isinstance(error, KeyboardInterrupt):
-        return "; ".join(("interrupted", *map(str, error.args))), EXIT_INTERRUPTED
-    if isinstance(error, CxrlError | OSError | ValueError):
-        return f"error: {_one_line(error)}", EXIT_USER_ERROR
-    return f"error: {type(error).__name__}: {_one_line(error)} (--debug shows where)", EXIT_BUG
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+def file_path(text: str) -> Path:
+    """The type of an option that is a file or folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    path = Path(text)
+    if len(text.encode()) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_NAME for p in path.parts):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is too long for a path")
+    return path

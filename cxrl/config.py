@@ -1,21 +1,25 @@
 """The configuration: every knob with its default, unit, range and reason, in one place.
 
 A section is a frozen dataclass; a field is declared with :func:`cxrl.options.option`, whose metadata drive
-``--help`` and validation. The files in ``cxrl/presets`` only override. A value is refused where it enters.
+``--help`` and validation. The files in ``cxrl/presets`` only override. A value is refused where it enters;
+upper limits of counts are where a typing error is likelier than a wish.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import yaml
 
+import cxrl.conditions as only
+from cxrl.conditions import MAX_IMAGES
 from cxrl.errors import CxrlError
 from cxrl.options import Section, field_types, option, override
 
+MAX_EPOCHS, MAX_SEED = 1_000_000, 2**31 - 1
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
@@ -34,10 +38,10 @@ class ModelConfig(Section):
         choices=("float32", "bfloat16", "float16"),
     )
     allow_pickle: bool = option(
-        False, "read pickled weights too; a pickle can run code: only files you trust"
+        False, "read pickled weights too; a pickle can run code: only files you trust", only_if=only.OWN_BASE
     )
     offload: bool = option(
-        False, "keep text encoder and autoencoder in the CPU's memory while they are not in use"
+        False, "on a GPU: keep text encoder and autoencoder in the CPU's memory while they are not in use"
     )
     gradient_checkpointing: bool = option(
         False, "compute the UNet's activations twice and keep few: less memory, a third more time"
@@ -57,42 +61,57 @@ class DataConfig(Section):
     root: str = option(
         "",
         "mimic_cxr: folder of MIMIC-CXR-JPG; openi: of the films, may be empty; table, prompts: the file",
+        only_if=only.REPORTS,
     )
     reports: str = option(
-        "", "mimic_cxr: folder with files/, or mimic-cxr-reports.zip; empty means data.root"
+        "", "folder with files/, or mimic-cxr-reports.zip; empty means data.root", only_if=only.MIMIC
     )
-    num_prompts: int = option(256, "training reports; the anchor bank grows with it", unit="prompts", low=1)
+    num_prompts: int = option(
+        256, "training reports; the anchor bank grows with it", unit="prompts", low=1, high=1_000_000
+    )
     eval_num_prompts: int = option(
-        64, "held-out reports; intervals resample them: few are wide", unit="prompts", low=1
+        64, "held-out reports; intervals resample them: few are wide", unit="prompts", low=1, high=MAX_IMAGES
     )
     eval_split: str = option(
-        "validate", "where held-out reports come from; keep test for the end", choices=("validate", "test")
+        "validate",
+        "where held-out reports come from; keep test for the end",
+        choices=("validate", "test"),
+        only_if=only.REPORTS,
     )
     on_long_prompt: str = option(
         "drop", "what to do with a report that the tokenizer would cut", choices=("drop", "error")
     )
     views: tuple[str, ...] = option(
-        ("PA", "AP"), "views that are used; the default is frontal films; a film without a view is dropped"
+        ("PA", "AP"),
+        "views that are used; the default is frontal films; a film without a view is dropped",
+        only_if=only.VIEWS,
     )
     placeholders: str = option(
         "drop_sentence",
         "de-identification's ___ and XXXX: a sentence with a hole asks for nothing that can be drawn",
         choices=("keep", "drop_sentence", "drop_report"),
+        only_if=only.REPORTS,
     )
     comparisons: str = option(
         "drop_sentence",
         "sentences that compare with an earlier film, which one image cannot show",
         choices=("keep", "drop_sentence", "drop_report"),
+        only_if=only.REPORTS,
     )
-    label_set: str = option("chexpert", "mimic_cxr: whose labels", choices=("chexpert", "negbio"))
+    label_set: str = option("chexpert", "whose labels", choices=("chexpert", "negbio"), only_if=only.MIMIC)
     label_columns: tuple[str, ...] = option(
-        (), "table, prompts: columns with labels; none means those named like CheXpert's 14 findings"
+        (),
+        "columns with labels; none means those named like CheXpert's 14 findings",
+        only_if=only.LABEL_COLUMNS,
     )
     uncertain_labels: str = option(
-        "mask", "what -1 means: unknown, or present; a blank is always unknown", choices=("mask", "positive")
+        "mask",
+        "what -1 means: unknown, or present; a blank is always unknown",
+        choices=("mask", "positive"),
+        only_if=only.UNCERTAIN,
     )
     image_format: str = option(
-        "jpg", "mimic_cxr: .jpg of MIMIC-CXR-JPG or .dcm of MIMIC-CXR", choices=("jpg", "dicom")
+        "jpg", ".jpg of MIMIC-CXR-JPG or .dcm of MIMIC-CXR", choices=("jpg", "dicom"), only_if=only.MIMIC
     )
     check_images: str = option(
         "none",
@@ -100,7 +119,9 @@ class DataConfig(Section):
         choices=("none", "exist", "decode"),
     )
     cache: str = option(
-        "", "folder of the index, which holds report texts; empty means ~/.cache/cxrl/index; none builds anew"
+        "",
+        "folder of the index, which holds report texts; empty means ~/.cache/cxrl/index; none builds anew",
+        only_if=only.CACHED,
     )
     restricted: str = option(
         "auto",
@@ -110,10 +131,10 @@ class DataConfig(Section):
 
     def check_root(self) -> None:
         """Raise CxrlError if the source needs ``root`` and has none: a preset cannot know where data is."""
-        _require(
-            self.root or self.source in ("phantom", "openi"),
-            f"data.root is empty, but data.source {self.source} needs it (change --data.root)",
-        )
+        if not self.root and self.source not in ("phantom", "openi"):
+            raise CxrlError(
+                f"data.root is empty, but data.source {self.source} needs it (change --data.root)"
+            )
 
     @property
     def is_restricted(self) -> bool:
@@ -138,7 +159,9 @@ class SamplerConfig(Section):
         "which training steps are visited; 'trailing' starts at pure noise",
         choices=("trailing", "leading", "linspace"),
     )
-    batch_size: int = option(96, "images sampled at once; memory is linear in it", unit="images", low=1)
+    batch_size: int = option(
+        96, "images sampled at once; memory is linear in it", unit="images", low=1, high=MAX_IMAGES
+    )
 
 
 @dataclass(frozen=True)
@@ -149,8 +172,12 @@ class PolicyConfig(Section):
     train: str = option(
         "lora", "weights of the UNet that learn; 'none' leaves ACE alone", choices=("lora", "full", "none")
     )
-    lora_rank: int = option(8, "rank of the update of each attention projection", low=1, high=1024)
-    lora_alpha: float = option(8.0, "the update is scaled by lora_alpha / lora_rank", above=0.0)
+    lora_rank: int = option(
+        8, "rank of the update of each attention projection", low=1, high=1024, only_if=only.LORA
+    )
+    lora_alpha: float = option(
+        8.0, "the update is scaled by lora_alpha / lora_rank", above=0.0, high=1e6, only_if=only.LORA
+    )
     num_ace_tokens: int = option(
         4, "adaptive condition embeddings after the prompt; 0 is off", unit="tokens", low=0, high=256
     )
@@ -173,22 +200,40 @@ class RewardsConfig(Section):
     weights: tuple[float, ...] = option(
         (1.0, 1.0, 1.0), "one per name, applied after the comparison", low=0.0, high=1000.0
     )
-    path: str = option("phantom", "folder of the reward models; 'phantom' is the one that ships")
+    path: str = option(
+        "phantom", "folder of the reward models; 'phantom' is the one that ships", only_if=only.REWARD_FOLDER
+    )
     posture: str = option(
-        "", "a .safetensors of cxrl.pretrain, or pspnet; empty: the file in rewards.path (docs/rewards.md)"
+        "",
+        "a .safetensors of cxrl.pretrain, or pspnet; empty: the file in rewards.path (docs/rewards.md)",
+        only_if=only.reward_in_use("posture"),
     )
     diagnosis: str = option(
-        "", "a name such as densenet121-res224-mimic_ch, NAME:FILE, or a .safetensors; empty: as posture"
+        "",
+        "a name such as densenet121-res224-mimic_ch, NAME:FILE, or a .safetensors; empty: as posture",
+        only_if=only.reward_in_use("diagnosis"),
     )
     consistency: str = option(
-        "", "a CLIP or SigLIP folder or hub id of transformers, or a .safetensors; empty: as posture"
+        "",
+        "a CLIP or SigLIP folder or hub id of transformers, or a .safetensors; empty: as posture",
+        only_if=only.reward_in_use("consistency"),
     )
-    sha256: tuple[str, ...] = option((), "digests of your own files as TASK=HEX; a pickle needs one")
-    batch_size: int = option(32, "images at once; the models of cxrl.pretrain take all", unit="images", low=1)
+    sha256: tuple[str, ...] = option(
+        (), "digests of your own files as TASK=HEX; a pickle needs one", only_if=only.REWARD_DIGESTS
+    )
+    batch_size: int = option(
+        32,
+        "images at once; the models of cxrl.pretrain take all",
+        unit="images",
+        low=1,
+        high=MAX_IMAGES,
+        only_if=only.REWARD_NETWORK,
+    )
     dtype: str = option(
         "float32",
         "precision of the networks; scores are float32, the models of cxrl.pretrain too",
         choices=("float32", "bfloat16", "float16"),
+        only_if=only.REWARD_NETWORK,
     )
 
 
@@ -201,23 +246,42 @@ class ComparisonConfig(Section):
         "difference",
         "difference in bank sd, share of the bank beaten, mean sigmoid of difference, or no comparison",
         choices=("difference", "win", "bradley_terry", "direct"),
+        only_if=only.COMPARED,
     )
     anchor: str = option(
         "bank",
         "a stored bank per prompt, or one anchor image per sample from the same x_T (paper)",
         choices=("bank", "one_to_one"),
+        only_if=(only.ANCHOR, only.COMPARED),
     )
     bank_size: int = option(
-        8, "anchor images per prompt, drawn once; more is quieter", unit="images", low=1, high=1024
+        8,
+        "anchor images per prompt, drawn once; more is quieter",
+        unit="images",
+        low=1,
+        high=1024,
+        only_if=(only.ANCHOR, only.COMPARED, only.BANK),
     )
     min_std: float = option(
-        1e-3, "floor of the bank's sd: tied anchors must not blow the score up", above=0.0
+        1e-3,
+        "floor of the bank's sd: tied anchors must not blow the score up",
+        above=0.0,
+        high=1000.0,
+        only_if=(*only.SPREAD, only.COMPARED, only.BANK),
     )
-    temperature: float = option(1.0, "width of bradley_terry's sigmoid, in sd of the bank", above=0.0)
-    without_anchor: tuple[str, ...] = option(("posture",), "rewards scored directly, as in the paper")
+    temperature: float = option(
+        1.0,
+        "width of the sigmoid, in sd of the bank",
+        above=0.0,
+        high=1000.0,
+        only_if=(only.BRADLEY_TERRY, only.COMPARED),
+    )
+    without_anchor: tuple[str, ...] = option(
+        ("posture",), "rewards scored directly, as in the paper", only_if=(only.ANCHOR, only.IN_USE)
+    )
     center: str = option("prompt", "whose mean the advantage subtracts", choices=("prompt", "batch", "none"))
     scale: str = option("std", "divide the advantage by its sd, or not", choices=("std", "none"))
-    advantage_clip: float = option(5.0, "largest absolute advantage", above=0.0)
+    advantage_clip: float = option(5.0, "largest absolute advantage", above=0.0, high=1e6)
 
 
 @dataclass(frozen=True)
@@ -226,9 +290,11 @@ class OptimConfig(Section):
     help: ClassVar[str] = "the policy gradient: PPO-clip over (sample, timestep)"
 
     lora_learning_rate: float = option(
-        1e-3, "AdamW's, of LoRA or, with policy.train full, of the UNet", low=0.0, high=1.0
+        1e-3, "AdamW's, of LoRA or, with policy.train full, of the UNet", low=0.0, high=1.0, only_if=only.UNET
     )
-    ace_learning_rate: float = option(1e-2, "AdamW's, of the ACE tokens, which need more", low=0.0, high=1.0)
+    ace_learning_rate: float = option(
+        1e-2, "AdamW's, of the ACE tokens, which need more", low=0.0, high=1.0, only_if=only.ACE
+    )
     weight_decay: float = option(1e-4, "AdamW's pull of the weights towards 0", low=0.0, high=1.0)
     clip_range: float = option(
         1e-4,
@@ -237,16 +303,18 @@ class OptimConfig(Section):
         high=1.0,
     )
     kl_weight: float = option(
-        0.0, "weight of the KL to the anchor; 0 saves the anchor's forward pass", low=0.0
+        0.0, "weight of the KL to the anchor; 0 saves the anchor's forward pass", low=0.0, high=1e6
     )
-    max_grad_norm: float = option(1.0, "gradient clipping, LoRA and ACE apart", above=0.0)
+    max_grad_norm: float = option(1.0, "gradient clipping, LoRA and ACE apart", above=0.0, high=1e9)
     num_inner_epochs: int = option(1, "passes over a rollout", unit="passes", low=1, high=100)
     minibatches: int = option(
-        12, "optimizer steps per pass; few large ones hardly learn", unit="steps", low=1
+        12, "optimizer steps per pass; few large ones hardly learn", unit="steps", low=1, high=MAX_IMAGES
     )
-    gradient_accumulation: int = option(1, "pieces of a minibatch; does not change the result", low=1)
+    gradient_accumulation: int = option(
+        1, "pieces of a minibatch; does not change the result", low=1, high=MAX_IMAGES
+    )
     micro_batch_size: int = option(
-        96, "(sample, timestep) pairs per forward pass; sets the memory", unit="rows", low=1
+        96, "(sample, timestep) pairs per forward pass; sets the memory", unit="rows", low=1, high=MAX_IMAGES
     )
     timestep_fraction: float = option(
         1.0, "share of a trajectory's steps that is trained on", above=0.0, high=1.0
@@ -269,21 +337,31 @@ class TrainConfig(Section):
     section: ClassVar[str] = "train"
     help: ClassVar[str] = "the loop"
 
-    num_epochs: int = option(60, "rollout, reward, update", unit="epochs", low=1)
-    prompts_per_epoch: int = option(8, "distinct reports of a rollout", unit="prompts", low=1)
+    num_epochs: int = option(60, "rollout, reward, update", unit="epochs", low=1, high=MAX_EPOCHS)
+    prompts_per_epoch: int = option(
+        8, "distinct reports of a rollout", unit="prompts", low=1, high=MAX_IMAGES
+    )
     samples_per_prompt: int = option(
-        12, "images per report; center prompt needs at least 2", unit="images", low=1
+        12, "images per report; center prompt needs at least 2", unit="images", low=1, high=MAX_IMAGES
     )
     checkpoint_every: int = option(
-        10, "what a killed run can lose; the last epoch is always saved", unit="epochs", low=1
+        10,
+        "what a killed run can lose; the last epoch is always saved",
+        unit="epochs",
+        low=1,
+        high=MAX_EPOCHS,
     )
-    keep_checkpoints: int = option(2, "older ones are deleted", unit="checkpoints", low=1)
-    eval_every: int = option(20, "judges and grids; 0 only at the end", unit="epochs", low=0)
+    keep_checkpoints: int = option(2, "older ones are deleted", unit="checkpoints", low=1, high=MAX_EPOCHS)
+    eval_every: int = option(20, "judges and grids; 0 only at the end", unit="epochs", low=0, high=MAX_EPOCHS)
     early_stop_diversity: float = option(
         0.8, "stop when diversity falls below this share; 0 never", unit="of the anchor's", low=0.0, high=1.0
     )
     early_stop_fid: float = option(
-        1.5, "stop when the Fréchet distance exceeds this many times the anchor's; 0 never", low=0.0
+        1.5,
+        "stop when the Fréchet distance exceeds this many times the anchor's; 0 never",
+        low=0.0,
+        high=1e6,
+        only_if=only.DISTANCE,
     )
     patience: int = option(
         2,
@@ -291,6 +369,8 @@ class TrainConfig(Section):
         "the last weights within limits are kept",
         unit="evaluations",
         low=1,
+        high=MAX_EPOCHS,
+        only_if=only.LIMITS,
     )
 
 
@@ -299,30 +379,50 @@ class EvalConfig(Section):
     section: ClassVar[str] = "eval"
     help: ClassVar[str] = "scores by judges that gave no reward"
 
-    num_images: int = option(256, "of the policy and as many of the anchor", unit="images", low=2)
-    samples_per_prompt: int = option(4, "images per report; diversity needs at least 2", unit="images", low=2)
+    num_images: int = option(
+        256, "of the policy and as many of the anchor", unit="images", low=2, high=MAX_IMAGES
+    )
+    samples_per_prompt: int = option(
+        4, "images per report; diversity needs at least 2", unit="images", low=2, high=MAX_IMAGES
+    )
     bootstrap: int = option(
         1000, "resamples of the reports, 95 % intervals", unit="resamples", low=0, high=100_000
     )
-    judges: str = option("phantom", "folder of the judges; 'phantom' is the one that ships")
+    judges: str = option(
+        "phantom", "folder of the judges; 'phantom' is the one that ships", only_if=only.JUDGE_FOLDER
+    )
     posture: str = option("", "as rewards.posture, but another model; empty: the file in eval.judges")
     diagnosis: str = option(
         "", "as rewards.diagnosis, but another model; its features give the Fréchet distance"
     )
     consistency: str = option("", "as rewards.consistency, but another model")
     sha256: tuple[str, ...] = option((), "digests of your own files as TASK=HEX; a pickle needs one")
-    batch_size: int = option(32, "images at once; the models of cxrl.pretrain take all", unit="images", low=1)
+    batch_size: int = option(
+        32,
+        "images at once; the models of cxrl.pretrain take all",
+        unit="images",
+        low=1,
+        high=MAX_IMAGES,
+        only_if=only.JUDGE_NETWORK,
+    )
     dtype: str = option(
         "float32",
         "precision of the networks, as rewards.dtype",
         choices=("float32", "bfloat16", "float16"),
+        only_if=only.JUDGE_NETWORK,
     )
     reference: str = option(
         "",
         "real films of the Fréchet distance: a folder; empty: those of data.eval_split; none: no distance",
+        only_if=only.OWN_CLASSIFIER,
     )
     num_reference: int = option(
-        2048, "most real films that are read, once; few make the distance noisy", unit="films", low=2
+        2048,
+        "most real films that are read, once; few make the distance noisy",
+        unit="films",
+        low=2,
+        high=MAX_IMAGES,
+        only_if=(only.OWN_CLASSIFIER, only.FILMS),
     )
     grid_prompts: int = option(
         6, "reports shown in samples/*.png, anchor above policy", unit="prompts", low=1, high=32
@@ -336,18 +436,19 @@ class RunConfig(Section):
 
     dir: str = option("", "run directory; empty means runs/<preset>")
     trackers: tuple[str, ...] = option(
-        ("tensorboard",),
-        "loggers of accelerate, or none; they get numbers, never reports",
-        choices=TRACKERS,
+        ("tensorboard",), "loggers of accelerate, or none; they get numbers, never reports", choices=TRACKERS
     )
     process_timeout: float = option(
         600.0,
-        "how long a process waits for the others, as while one writes a checkpoint, before the run ends",
+        "of several: how long a process waits for the others, as while one writes, before it ends",
         unit="seconds",
         low=1.0,
+        high=604_800.0,
     )
     xrv_cache: str = option(
-        "", "folder of torchxrayvision's weights; empty means ~/.torchxrayvision/models_data"
+        "",
+        "folder of torchxrayvision's weights; empty means ~/.torchxrayvision/models_data",
+        only_if=only.XRV,
     )
     debug: bool = option(False, "show tracebacks")
 
@@ -357,7 +458,7 @@ class Config(Section):
     """The resolved configuration of a run. Raises CxrlError when fields do not fit each other."""
 
     preset: str = option("phantom", "the preset it started from")
-    seed: int = option(0, "fixes prompts, latents, step noise and evaluation", low=0, high=2**31 - 1)
+    seed: int = option(0, "fixes prompts, latents, step noise and evaluation", low=0, high=MAX_SEED)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -371,41 +472,7 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names, weights, rewards = self.rewards.names, self.rewards.weights, ",".join(self.rewards.names)
-        per_prompt, prompts = self.train.samples_per_prompt, self.train.prompts_per_epoch
-        rows = prompts * per_prompt * self.sampler.num_steps
-        _require(
-            names and len(set(names)) == len(names),
-            f"rewards.names: {rewards!r} is empty or has a name twice",
-        )
-        _require(
-            len(weights) == len(names),
-            f"rewards.weights: {len(weights)} weights for rewards {rewards}; one per name",
-        )
-        _require(any(weights), "rewards.weights: all 0, nothing to learn; expected at least one > 0")
-        _require(
-            self.policy.train != "none" or self.policy.num_ace_tokens,
-            "policy.train none with policy.num_ace_tokens 0 leaves nothing to train; change one of them",
-        )
-        _require(
-            self.comparison.center != "prompt" or per_prompt >= 2,
-            f"train.samples_per_prompt: {per_prompt}, but comparison.center prompt needs at least 2",
-        )
-        _require(
-            prompts <= self.data.num_prompts,
-            f"train.prompts_per_epoch: {prompts} is more than data.num_prompts ({self.data.num_prompts})",
-        )
-        data = self.data
-        _require(data.views, "data.views is empty; expected at least one, such as PA,AP")
-        _require(
-            data.check_images == "none" or (data.root and data.source not in ("phantom", "prompts")),
-            f"data.check_images: {data.check_images}, but data.source {data.source} "
-            f"{'has no data.root' if data.source == 'openi' else 'has no image files'}; use none",
-        )
-        _require(
-            self.optim.minibatches <= rows,
-            f"optim.minibatches: {self.optim.minibatches} exceeds the epoch's {rows} (sample, step) pairs",
-        )
+        only.check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, for YAML and JSON."""
@@ -429,12 +496,18 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as text, which ``--config`` reads again."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        data = self.to_dict()
+        # Left as it is, U+0085 would be read as a space: PyYAML takes it for a line break.
+        readable = "\x85" not in "".join(_texts(data))
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=readable)
 
 
-def _require(claim: object, message: str) -> None:
-    if not claim:
-        raise CxrlError(message)
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list):
+        for part in data.values() if isinstance(data, dict) else data:
+            yield from _texts(part)
 
 
 def sections() -> dict[str, type[Section]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cxrl.cli import config_parser, resolve, run_command
+from cxrl.command import run_command
 from cxrl.errors import CxrlError
 
 
@@ -15,6 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> None:
+    from cxrl.cli import config_parser, resolve
+
     parser = config_parser(
         "cxrl.doctor", "Says what a run of cxrl.train needs, what is there, and what it will cost."
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+_LONGEST = 160
+"""Characters of a value in a message: a path fits, a file does not."""
+_MOST_NAMES = 40
 
 
 class CxrlError(Exception):
@@ -18,13 +21,28 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CxrlError:
         name: What was given.
         known: The names that exist.
     """
-    return CxrlError(f"unknown {kind} {name!r}; {nearest(name, known)}")
+    return CxrlError(f"unknown {kind} {shown(name)}; {nearest(name, known)}")
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: escaped, and cut where it is long."""
+    try:
+        text = "nothing" if value is None else repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean …?`` with the names that are most alike, or else ``known: …`` with all."""
-    names = sorted(known)
+    """``did you mean …?`` with the names that are most alike, or else ``known: …`` with all, if few."""
+    import difflib  # here, as everything imports this module
+
+    names, name = sorted(known), name[:_LONGEST]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, name, candidate).ratio() for candidate in near]
     near = [candidate for candidate, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.1]
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if len(names) > _MOST_NAMES:
+        return f"none of the {len(names)} that exist is like it"
+    return f"known: {', '.join(names) or 'none'}"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from cxrl.cli import Parser, at_least, run_command
-from cxrl.storage.writing import check_folder_writable
+from cxrl.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,15 +14,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(argv: Sequence[str]) -> None:
+    from cxrl.cli import Parser, file_path, whole_number
+    from cxrl.config import MAX_IMAGES, MAX_SEED
+    from cxrl.storage.writing import check_folder_writable
+
     parser = Parser("cxrl.generate", "Draw synthetic chest radiographs of a report. Not for diagnosis.")
-    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory of cxrl.train")
-    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the report")
-    parser.add_argument("--num-images", metavar="N", type=at_least(1), default=4, help="images; default 4")
     parser.add_argument(
-        "--seed", metavar="S", type=at_least(0), default=0, help="of the first image; the next has S + 1"
+        "--run", metavar="DIR", type=file_path, required=True, help="run directory of cxrl.train"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the report")
+    parser.add_argument(
+        "--num-images",
+        metavar="N",
+        type=whole_number(1, MAX_IMAGES),
+        default=4,
+        help=f"images; default 4, at most {MAX_IMAGES}",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="S",
+        type=whole_number(0, MAX_SEED),
+        default=0,
+        help="of the first image; the next has S + 1",
     )
     parser.add_argument("--anchor", action="store_true", help="draw with the anchor, from the same latents")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the files go")
+    parser.add_argument("--out", metavar="DIR", type=file_path, required=True, help="where the files go")
     parser.add_argument(
         "--format",
         metavar="NAME",

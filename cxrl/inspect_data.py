@@ -7,16 +7,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cxrl.cli import Parser, add_fields, at_least, run_command
-from cxrl.config import Config, DataConfig
-from cxrl.data.equal_texts import same_text
-from cxrl.data.index import SPLITS, Count, FilmRecord, Index, Tally, describe
+from cxrl.command import run_command
 from cxrl.errors import CxrlError
-from cxrl.storage.writing import write_bytes
+
+if TYPE_CHECKING:
+    from cxrl.cli import Parser
+    from cxrl.data.index import Count, FilmRecord, Index
 
 CELL, MARGIN, COLUMNS = 192, 10, 6
+_OF_A_RUN = ("num_prompts", "eval_num_prompts", "eval_split", "on_long_prompt")
+"""Fields of ``data`` that choose a run's reports: they change nothing here."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,34 +27,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
+    from cxrl.cli import Parser, add_fields, file_path, whole_number
+    from cxrl.config import MAX_SEED, DataConfig
+
     parser = Parser("cxrl.inspect_data", "Count a data set and show some of its films.")
     parser.usage = "python -m cxrl.inspect_data --data.source NAME [--data.root PATH] [--out sheet.png]"
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write a contact sheet (PNG) of films")
-    parser.add_argument("--num-films", metavar="N", type=at_least(1), default=24, help="on it; default 24")
-    parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="which ones; default 0")
+    parser.add_argument("--out", metavar="FILE", type=file_path, help="write a contact sheet (PNG) of films")
+    parser.add_argument(
+        "--num-films", metavar="N", type=whole_number(1, 1000), help="on it, at most 1000; default 24"
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=whole_number(0, MAX_SEED), help="which films are on it; default 0"
+    )
     parser.add_argument("--rebuild", action="store_true", help="build the index again, not from the cache")
     parser.add_argument(
         "--model.path", metavar="NAME", help="count the reports that this pipeline's tokenizer would cut"
     )
-    add_fields(parser, parser.add_argument_group("data", DataConfig.help), DataConfig, {})
+    add_fields(parser.add_argument_group("data", DataConfig.help), DataConfig, {}, _OF_A_RUN)
     return parser
 
 
 def _inspect(argv: Sequence[str]) -> None:
-    args = vars(_parser().parse(argv))
-    fields = {
-        k.removeprefix("--data."): v for k, v in args.items() if k.startswith("--data.") and v is not None
-    }
-    config = Config.from_dict({"data": fields}).data
-    from cxrl.data.sources import load_index
+    from cxrl.cli import resolve
+    from cxrl.config import Config
 
+    parsed = _parser().parse(argv)
+    args, config = vars(parsed), resolve(parsed, Config()).data
+    for name in ("num_films", "seed"):
+        if args["out"] is None and args[name] is not None:
+            raise CxrlError(
+                f"--{name.replace('_', '-')} has no effect without --out; leave it out, or add it"
+            )
+    from cxrl.data.index import describe
+    from cxrl.data.sources import load_index
+    from cxrl.storage.writing import check_writable
+
+    if args["out"] is not None:
+        check_writable(args["out"], "--out")
     index = load_index(config, rebuild=args["rebuild"])
     print(summary(index))
     if args["model.path"]:
         print(_long_reports(index, args["model.path"]))
     if args["out"]:
         unreadable = contact_sheet(
-            args["out"], index, num=args["num_films"], seed=args["seed"], restricted=config.is_restricted
+            args["out"],
+            index,
+            num=args["num_films"] or 24,
+            seed=args["seed"] or 0,
+            restricted=config.is_restricted,
         )
         if unreadable:
             print(f"not on the sheet, cannot be read: {describe(unreadable)}")
@@ -61,6 +83,8 @@ def _inspect(argv: Sequence[str]) -> None:
 
 def summary(index: Index) -> str:
     """The counts of an index, as text."""
+    from cxrl.data.index import SPLITS
+
     head = f"{index.source}: {_sizes(index.films)}"
     parts = [head, _table(("split", "films", "studies", "patients", "prompts"), _split_rows(index))]
     views = Counter(film.view or "not given" for film in index.films)
@@ -80,6 +104,9 @@ def _sizes(films: Sequence[FilmRecord]) -> str:
 
 
 def _split_rows(index: Index) -> Iterable[tuple[Any, ...]]:
+    from cxrl.data.equal_texts import same_text
+    from cxrl.data.index import SPLITS
+
     for name in SPLITS:
         films = index.split(name)
         studies, patients = {f.study for f in films}, {f.patient for f in films}
@@ -87,6 +114,8 @@ def _split_rows(index: Index) -> Iterable[tuple[Any, ...]]:
 
 
 def _finding_rows(index: Index) -> Iterable[tuple[Any, ...]]:
+    from cxrl.data.index import SPLITS
+
     labels = [{f.study: f.labels for f in index.split(name)}.values() for name in SPLITS]
     for k, finding in enumerate(index.findings):
         cells = []
@@ -106,6 +135,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _long_reports(index: Index, path: str) -> str:
     """How many distinct reports a tokenizer would cut, by split."""
+    from cxrl.data.index import SPLITS, describe
     from cxrl.data.sources import choose_prompts
     from cxrl.models.base import load_tokenizer
 
@@ -142,8 +172,10 @@ def contact_sheet(
     from PIL import Image, ImageDraw, ImageFont
 
     from cxrl.data.films import read_films
+    from cxrl.data.index import Tally, describe
     from cxrl.data.sources import study_order
     from cxrl.images.png import to_uint8, wrap_caption
+    from cxrl.storage.writing import write_bytes
 
     tally = Tally()
     order = study_order([film for film in index.films if film.image], seed)

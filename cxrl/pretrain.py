@@ -4,14 +4,20 @@ pipeline fine-tuned on a table of images and texts.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cxrl.cli import Parser, at_least, run_command
+from cxrl.command import run_command
 from cxrl.errors import CxrlError, unknown_name
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from cxrl.cli import Parser
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "phantom": (),
@@ -30,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
+    from cxrl.cli import Parser, file_path, real_number, whole_number
+    from cxrl.config import MAX_IMAGES, MAX_SEED
+
     parser = Parser(
         "cxrl.pretrain",
         "Train the embedded default or a posture regressor, or fine-tune a pipeline on a table.",
@@ -41,23 +50,26 @@ def _parser() -> Parser:
         "posture: the posture reward from films of your own",
     )
     parser.add_argument(
-        "--out", metavar="PATH", type=Path, required=True, help="the result: a folder; posture: a file"
+        "--out", metavar="PATH", type=file_path, required=True, help="the result: a folder; posture: a file"
     )
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
-        type=Path,
+        type=file_path,
         help="checkpoints; the same folder continues a killed run; default OUT.work",
     )
-    parser.add_argument("--seed", metavar="S", type=at_least(0), default=0, help="default 0")
+    parser.add_argument("--seed", metavar="S", type=whole_number(0, MAX_SEED), default=0, help="default 0")
     parser.add_argument(
-        "--steps", metavar="N", type=at_least(1), help="default: fine-tuning 1000, posture 1200"
+        "--steps",
+        metavar="N",
+        type=whole_number(1, 10_000_000),
+        help="default: fine-tuning 1000, posture 1200",
     )
     posture = parser.add_argument_group("--preset posture")
     posture.add_argument(
         "--data",
         metavar="PATH",
-        type=Path,
+        type=file_path,
         help="a folder of frontal films, or a table with the column image (and patient, view)",
     )
     table = parser.add_argument_group("fine-tuning")
@@ -65,18 +77,33 @@ def _parser() -> Parser:
     table.add_argument(
         "--table",
         metavar="FILE",
-        type=Path,
+        type=file_path,
         help="table with columns image and text: .csv, .tsv, .jsonl, .parquet",
     )
-    table.add_argument("--batch-size", metavar="N", type=at_least(1), help="default 8")
-    table.add_argument("--learning-rate", metavar="X", type=float, help="default 1e-5")
+    table.add_argument("--batch-size", metavar="N", type=whole_number(1, MAX_IMAGES), help="default 8")
+    table.add_argument(
+        "--learning-rate", metavar="X", type=real_number(0.0, 1.0), help="above 0, at most 1; default 1e-5"
+    )
     return parser
 
 
 def _pretrain(argv: Sequence[str]) -> None:
     args = _parser().parse(argv)
     _check(args)
+    from cxrl.storage.writing import check_folder_writable, check_writable
+
     work_dir = args.work_dir or args.out.with_name(args.out.name + ".work")
+    (check_writable if args.preset == "posture" else check_folder_writable)(args.out, "--out")
+    check_folder_writable(work_dir, "--work-dir" if args.work_dir else "--out")
+    try:
+        _train(args, work_dir)
+    except KeyboardInterrupt as stop:
+        if work_dir.is_dir():
+            stop.args = (f"the same command goes on from {work_dir}",)
+        raise
+
+
+def _train(args: argparse.Namespace, work_dir: Path) -> None:
     if args.preset is None:
         from cxrl.pretraining.finetune import finetune
 
@@ -100,7 +127,7 @@ def _pretrain(argv: Sequence[str]) -> None:
     else:
         from cxrl.pretraining.phantom import SMOKE, PhantomPlan, pretrain_phantom
 
-        plan = PhantomPlan(seed=args.seed) if args.preset == "phantom" else SMOKE
+        plan = dataclasses.replace(PhantomPlan() if args.preset == "phantom" else SMOKE, seed=args.seed)
         table = pretrain_phantom(plan, args.out, work_dir)
     print(json.dumps(table, indent=1))
 

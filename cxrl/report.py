@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from cxrl.cli import Parser, run_command
-from cxrl.storage.writing import check_writable, write_text
+from cxrl.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,9 +14,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(argv: Sequence[str]) -> None:
+    from cxrl.cli import Parser, file_path
+    from cxrl.storage.writing import check_writable, write_text
+
     parser = Parser("cxrl.report", "Write one self-contained HTML page of a run, finished or not.")
-    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory of cxrl.train")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the page; default DIR-report.html")
+    parser.add_argument(
+        "--run", metavar="DIR", type=file_path, required=True, help="run directory of cxrl.train"
+    )
+    parser.add_argument("--out", metavar="FILE", type=file_path, help="the page; default DIR-report.html")
     args = parser.parse(argv)
     from cxrl.output.report import is_restricted, report_page
 

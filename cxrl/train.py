@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cxrl.cli import parse_train, run_command
+from cxrl.command import run_command
+
+if TYPE_CHECKING:
+    from cxrl.cli import TrainOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,7 +19,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> None:
+    from cxrl.cli import parse_train
+
     options = parse_train(argv)
+    try:
+        _run(options)
+    except KeyboardInterrupt as stop:
+        from cxrl.storage.layout import CONFIG
+
+        if (options.run_dir / CONFIG).is_file():
+            words = ["python", "-m", "cxrl.train", "--run-dir", str(options.run_dir), "--resume"]
+            stop.args = (f"go on with: {shlex.join(words)}",)
+        raise
+
+
+def _run(options: TrainOptions) -> None:
     from cxrl.output.terminal import TerminalReporter, summary_table
     from cxrl.rl.trainer import Trainer
 
@@ -27,9 +46,6 @@ def _train(argv: Sequence[str]) -> None:
             overwrite=options.overwrite,
             reporter=reporter,
         ).run()
-    except KeyboardInterrupt:
-        resume = f"python -m cxrl.train --run-dir {options.run_dir} --resume"
-        raise KeyboardInterrupt(f"go on with: {resume}") from None
     finally:
         reporter.close()
     reporter.message(f"{summary_table(summary)}\n{options.run_dir}/samples shows anchor above policy")

@@ -1,16 +1,17 @@
 """The command line without any training: parsing, help, and how errors are told."""
 
+import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
-import time
 import warnings
+from pathlib import Path
 
 import pytest
 
-from cxrl import cli
-from cxrl.cli import Parser, at_least, parse_train, run_command, write_text
+from cxrl.cli import Parser, file_path, parse_train, real_number, run_command, whole_number
 from cxrl.config import Config, sections
 from cxrl.errors import CxrlError
 from cxrl.options import field_types
@@ -99,14 +100,14 @@ def test_names_with_underscores_or_dashes(argv):
 def test_every_kind_of_value():
     argv = (
         "--preset smoke --seed 7 --rewards.names posture,diagnosis --rewards.weights 1,0.5 "
-        "--model.allow-pickle --run.debug no --run.trackers none --comparison.form win --rewards.path a_b-c"
+        "--model.offload --run.debug no --run.trackers none --comparison.form win --rewards.path a_b-c"
     )
     config = parse_train(argv.split()).config
     assert (config.preset, config.seed) == ("smoke", 7)
     assert config.rewards.names == ("posture", "diagnosis")
     assert config.rewards.weights == (1.0, 0.5)
     assert config.rewards.path == "a_b-c", "values keep their underscores"
-    assert (config.model.allow_pickle, config.run.debug) == (True, False)
+    assert (config.model.offload, config.run.debug) == (True, False)
     assert config.run.trackers == ()
 
 
@@ -145,7 +146,31 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path):
         (["--resum"], ("unknown option '--resum'", "--resume")),
         (["--optim.clip-range", "3"], ("optim.clip_range: 3 is out of range", "above 0, at most 1")),
         (["--train.num-epochs", "3.5"], ("train.num_epochs: '3.5' is not a whole number",)),
-        (["--train.num-epochs", "-3"], ("train.num_epochs: -3 epochs is out of range", "at least 1")),
+        (["--train.num-epochs", "-3"], ("train.num_epochs: -3 epochs is out of range", "expected 1 to")),
+        (["--train.num-epochs", "1_000"], ("train.num_epochs: '1_000' is not a whole number",)),
+        (["--train.num-epochs", "9" * 400], ("train.num_epochs: '999", "is not a whole number")),
+        (["--eval.num-images", "1000000000"], ("eval.num_images: 1000000000 images is out of range",)),
+        (["--seed", "١٢"], ("seed: '١٢' is not a whole number",)),
+        (
+            ["--rewards.names", "posture,,diagnosis"],
+            ("rewards.names: 'posture,,diagnosis' has an empty entry",),
+        ),
+        (["--rewards.names", "posture,posture"], ("rewards.names: 'posture' is given twice",)),
+        (["--rewards.weights", ""], ("rewards.weights: 0 weights for rewards posture",)),
+        (["--rewards.names", ""], ("rewards.names: '' is empty",)),
+        (["--model.path", ""], ("model.path: the text is empty; expected one such as 'phantom'",)),
+        (["--model.path", "a\udcff"], ("--model.path: 'a\\udcff' holds NUL or bytes that are not UTF-8",)),
+        (["--model.path=a\0"], ("--model.path: 'a\\x00' holds NUL or bytes that are not UTF-8",)),
+        (["a\0"], ("the command line: 'a\\x00' holds NUL",)),
+        (["--run-dir", ""], ("argument --run-dir: the path is empty",)),
+        (["--run-dir", "r\udcff"], ("--run-dir: 'r\\udcff' holds NUL or bytes that are not UTF-8",)),
+        (["--preset", ""], ("unknown preset ''",)),
+        (["--config", ""], ("argument --config: the path is empty",)),
+        (["--config", "."], ("cannot read configuration .: it is a folder",)),
+        (["--config", "/dev/zero"], ("/dev/zero: it is no regular file",)),
+        (["x" * 100_000], ("unexpected argument 'xxx",)),
+        (["--" + "x" * 100_000], ("unknown option '--xxx",)),
+        (["--resume=1"], ("argument --resume: ignored explicit argument '1'",)),
         (["--rewards.weights", "-1,1,1"], ("rewards.weights: -1 is out of range",)),
         (["--model.allow-pickle", "perhaps"], ("model.allow_pickle: 'perhaps' is not true or false",)),
         (["--comparison.form", "wins"], ("comparison.form: 'wins' is not one of", "did you mean win?")),
@@ -165,100 +190,80 @@ def test_bad_options_are_one_line(capsys, tmp_path, monkeypatch, argv, words):
     assert list(tmp_path.iterdir()) == []
 
 
-def raising(error):
-    def command(*_):
-        raise error
-
-    return command
-
-
-@pytest.mark.parametrize(
-    ("error", "line", "status"),
-    [
-        (CxrlError("seed: 3"), "error: seed: 3", 2),
-        (ValueError("two\n  lines"), "error: two lines", 2),
-        (PermissionError(13, "Permission denied", "/x/y"), "error: Permission denied: /x/y", 2),
-        (OSError("odd"), "error: odd", 2),
-        (RuntimeError("boom"), "error: RuntimeError: boom (--debug shows where)", 1),
-        (KeyError(), "error: KeyError: KeyError (--debug shows where)", 1),
-        (KeyboardInterrupt(), "interrupted", 130),
-        (KeyboardInterrupt("go on with --resume"), "interrupted; go on with --resume", 130),
-    ],
-)
-def test_every_error_is_one_line_and_a_status(capsys, error, line, status):
-    assert run_command(raising(error), []) == status
-    assert capsys.readouterr().err == f"{line}\n"
-
-
-@pytest.mark.parametrize("flag", ["--debug", "--run.debug", "--run.debug=true"])
-def test_debug_shows_the_traceback(capsys, flag):
-    assert run_command(raising(CxrlError("seed: 3")), [flag]) == 2
-    text = capsys.readouterr().err
-    assert text.startswith("Traceback (most recent call last)")
-    assert text.endswith("error: seed: 3\n")
-
-
 def test_debug_is_recorded():
     assert parse_train(["--debug"]).config.run.debug
     assert not parse_train([]).config.run.debug
 
 
-def test_warnings_are_one_line(capsys):
-    def command(argv):
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn("ratio\n  off", RuntimeWarning, stacklevel=1)
+def test_a_file_without_a_preset_goes_over_the_default_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text("seed: 3\n")
+    config = parse_train(["--config", str(tmp_path / "mine.yaml")]).config
+    assert Config.from_dict({"seed": 0, "run": {"dir": ""}}, config) == load_preset("phantom")
+    (tmp_path / "mine.yaml").write_text("preset: smoke\n")
+    assert parse_train(["--config", str(tmp_path / "mine.yaml")]).config.preset == "smoke"
+    with pytest.raises(CxrlError, match=r"mine\.yaml: its preset is smoke, but openi is asked for"):
+        parse_train(["--preset", "openi", "--config", str(tmp_path / "mine.yaml")])
 
-    # pytest replaces showwarning inside tests, so the command's own is called through run_command alone.
-    assert run_command(command, []) == 0
-    assert capsys.readouterr().err == "warning: ratio off\n"
+
+def test_values_that_look_like_options_or_numbers():
+    assert parse_train(["--rewards.names", "a", "--rewards.weights", "1"]).config.rewards.weights == (1.0,)
+    assert parse_train(["--run-dir", "-5"]).run_dir.name == "-5"
+    assert parse_train(["--run-dir=--odd"]).run_dir.name == "--odd"
 
 
-def test_a_closed_pipe_is_quiet():
-    script = (
-        "import sys\nfrom cxrl.cli import run_command\n"
-        "def command(argv):\n    for _ in range(100000): print('line')\n"
-        "sys.exit(run_command(command, []))\n"
+@pytest.mark.parametrize("text", ["0", "101", "x", "1.5", "1_0", "١", "9" * 400, "nan", "", "0x1", "-1"])
+def test_whole_numbers_of_the_commands(text):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="is not a whole number of at least 1 and at most 100"
+    ):
+        whole_number(1, 100)(text)
+    assert [whole_number(1, 100)(t) for t in ("1", "100", "007", " 5 ", "+5")] == [1, 100, 7, 5, 5]
+
+
+@pytest.mark.parametrize("text", ["0", "1.1", "x", "nan", "inf", "1e400", "-1", "1_0"])
+def test_numbers_of_the_commands(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a number above 0 and at most 1"):
+        real_number(0, 1)(text)
+    assert real_number(0, 1)("1e-5") == 1e-5
+
+
+def test_a_path_is_not_empty_and_not_too_long():
+    for text in ("", "  "):
+        with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
+            file_path(text)
+    for text in ("x" * 256, "a/" + "ä" * 128 + "/b", "a/" * 2050):
+        with pytest.raises(argparse.ArgumentTypeError, match="is too long for a path"):
+            file_path(text)
+    assert file_path("a/" + "x" * 255).name == "x" * 255
+
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTED = [
+    command
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for command in re.findall(
+        r"^python -m cxrl\.train ([^`\n]+)$", page.read_text().replace("\\\n", ""), flags=re.MULTILINE
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait(30) == 1
+]
 
 
-def test_ctrl_c_in_a_real_process_is_one_line():
-    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
-    script = (
-        "import signal, sys, time\nfrom cxrl.cli import run_command\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def command(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
-        "sys.exit(run_command(command, []))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    started = time.monotonic()
-    process.send_signal(2)
-    out, err = process.communicate(timeout=30)
-    assert (out, err, process.returncode) == (b"", b"interrupted\n", 130)
-    assert time.monotonic() - started < 10
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_the_command_lines_of_the_documentation_are_taken(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.yaml").write_text(load_preset("phantom").to_yaml())
+    parse_train(shlex.split(command, comments=True))
 
 
-def test_a_terminal_without_unicode_does_not_fail():
-    script = (
-        "import sys\nfrom cxrl.cli import run_command\nsys.exit(run_command(lambda argv: print('σ'), []))\n"
-    )
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (0, b"?\n")
+def test_the_documentation_has_command_lines():
+    assert len(DOCUMENTED) >= 5
 
 
 def test_missing_and_bad_options_of_the_other_commands(capsys):
     def command(argv):
         parser = Parser("cxrl.x", "")
         parser.add_argument("--run", required=True)
-        parser.add_argument("--num-images", type=at_least(1))
+        parser.add_argument("--num-images", type=whole_number(1, 100))
         parser.parse(argv)
 
     fails(capsys, command, [], "the following arguments are required: --run")
@@ -266,11 +271,3 @@ def test_missing_and_bad_options_of_the_other_commands(capsys):
     fails(capsys, command, ["--run", "a", "--num-images", "x"], "'x' is not a whole number")
     fails(capsys, command, ["--run", "a", "--num-image", "1"], "did you mean --num-images?")
     assert run_command(command, ["--run", "a", "--num_images", "3"]) == 0
-
-
-def test_a_text_file_is_whole_or_absent(tmp_path, monkeypatch):
-    write_text(tmp_path / "a" / "b.json", "old")
-    monkeypatch.setattr(cli.os, "replace", raising(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        write_text(tmp_path / "a" / "b.json", "new")
-    assert (tmp_path / "a" / "b.json").read_text() == "old"

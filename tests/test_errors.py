@@ -15,3 +15,5 @@ def test_without_a_near_name_all_are_listed():
     message = str(unknown_name("preset", "qqq", ["smoke", "phantom"]))
     assert message == "unknown preset 'qqq'; known: phantom, smoke"
     assert str(unknown_name("preset", "x", [])).endswith("known: none")
+    many = [f"name-{i}" for i in range(50)]
+    assert str(unknown_name("x", "qqq", many)).endswith("none of the 50 that exist is like it")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError, unknown_name
+from cxrl.presets.strict_yaml import read_yaml
 
 FOLDER = Path(__file__).parent
 
@@ -18,40 +17,47 @@ def presets() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
+@cache
 def load_preset(name: str) -> Config:
     """The defaults with a preset over them. Raises CxrlError with the nearest names when there is none."""
     if name not in presets():
         raise unknown_name("preset", name, presets())
-    return Config.from_dict({**_read_yaml(FOLDER / f"{name}.yaml"), "preset": name})
+    return Config.from_dict({**read_yaml(FOLDER / f"{name}.yaml"), "preset": name})
 
 
-def load_yaml(path: str | Path, base: Config | None = None) -> Config:
-    """``base`` with the values of a YAML file over it. A file that names a preset starts from that preset.
+def load_yaml(path: str | Path) -> Config:
+    """The configuration of a YAML file over the preset that it names, else over the defaults.
 
     Raises:
         CxrlError: The file cannot be read, is not a YAML mapping, or holds a bad name or value.
     """
-    data = _read_yaml(Path(path))
-    if base is None and isinstance(data.get("preset"), str):
-        base = load_preset(data["preset"])
-    return Config.from_dict(data, base, source=str(path))
+    return read_config(path)[0]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_config(
+    path: str | Path, preset: str | None = None, default: str | None = None
+) -> tuple[Config, Config, list[str]]:
+    """A YAML file over ``preset``, else over the one that it names, else over ``default`` or the defaults.
+
+    Returns:
+        The configuration, what it started from, and the full names of the fields that the file gives.
+
+    Raises:
+        CxrlError: As :func:`load_yaml`; or the file names another preset than ``preset``.
+    """
+    data = read_yaml(Path(path))
+    own = data.get("preset")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CxrlError(
-            f"cannot read configuration {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise CxrlError(
-            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'cannot be parsed'}"
-        ) from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise CxrlError(f"{path}: expected sections such as 'train:', got {type(data).__name__}")
-    return data
+        start = None if own is None else load_preset(str(own))
+    except CxrlError as error:
+        raise CxrlError(f"{path}: {error}") from None
+    if preset is not None:
+        start = load_preset(preset)
+        if own not in (None, preset):
+            raise CxrlError(f"{path}: its preset is {own}, but {preset} is asked for; leave one of them out")
+    start = start or (Config() if default is None else load_preset(default))
+    names = []
+    for section, values in data.items():
+        names += [f"{section}.{key}" for key in values] if isinstance(values, dict) else [section]
+    config = Config.from_dict(data, start, source=str(path))
+    return config, start, [name.replace("-", "_") for name in names]

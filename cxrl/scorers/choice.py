@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from cxrl.conditions import TASKS
 from cxrl.config import Config
 from cxrl.errors import CxrlError, nearest
 from cxrl.storage.reading import in_hub_cache
 
 ASSETS = Path(__file__).parents[1] / "assets" / "phantom"
-TASKS = ("posture", "diagnosis", "consistency")
 XRV_CACHE = Path("~/.torchxrayvision/models_data")
 XRV_URL = "https://github.com/mlmed/torchxrayvision/releases/download/v1/"
 XRV_LICENCE = (

@@ -59,7 +59,7 @@ def save_png(
     """
     chunks = {"Prompt": prompt} if prompt else {}
     chunks |= {"Seed": str(seed), **(extra or {})}
-    _write(path, Image.fromarray(to_uint8(image)), chunks)
+    save_picture(path, Image.fromarray(to_uint8(image)), chunks)
 
 
 def save_grid(path: Path, rows: Mapping[str, Tensor], captions: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ def save_grid(path: Path, rows: Mapping[str, Tensor], captions: Sequence[str]) -
         left, top = LABEL + p * (CELL + MARGIN), header + len(rows) * (CELL + MARGIN)
         for k, text in enumerate(wrap_caption(caption, font, CELL)):
             draw.text((left, top + k * line), text, 0, font)
-    _write(path, canvas, {})
+    save_picture(path, canvas, {})
 
 
 def wrap_caption(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
@@ -120,7 +120,12 @@ def wrap_caption(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, 
     return lines
 
 
-def _write(path: Path, image: Image.Image, chunks: Mapping[str, str]) -> None:
+def save_picture(path: Path, image: Image.Image, chunks: Mapping[str, str]) -> None:
+    """Write a picture with the text chunk that says that it is synthetic, and further ones.
+
+    Raises:
+        CxrlError: The file cannot be written.
+    """
     info = PngInfo()
     for key, value in {"Synthetic": SYNTHETIC, "Software": f"cxrl {__version__}", **chunks}.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)

@@ -11,21 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from cxrl.errors import CxrlError, shown
 from cxrl.ops import _dispatch, attention, pairwise_comparison, trajectory_log_prob
 from cxrl.ops.attention import attention_case
 from cxrl.ops.pairwise_comparison import FORMS
 
 NOISE = 1.03  # what a backend must be faster by to replace a stock one
+MAX_REPEATS = 100_000
 STOCK = ("reference", "sdpa", "xformers")
 
 Case = tuple[str, str, Callable[[str], Any]]
@@ -142,24 +145,58 @@ def save(table: dict[str, Any], device: str) -> str:
     return str(path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cxrl.ops.tune", description=__doc__.split("\n\n")[0])
+def check_writable(device: str) -> None:
+    """Raise CxrlError unless the table can be written: told before minutes of measuring."""
+    try:
+        folder = _dispatch.table_path(device).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder is known
+        reason = getattr(error, "strerror", None) or error
+        raise CxrlError(
+            f"the table cannot be written ({reason}); set XDG_CACHE_HOME, or use --dry-run"
+        ) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise CxrlError(f"{message} (see {self.prog} --help)")
+
+
+def _run(argv: list[str] | None) -> None:
+    parser = _Parser("python -m cxrl.ops.tune", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="what to measure (default cpu)"
     )
-    parser.add_argument("--repeats", type=int, default=21, help="timings of each case (default 21)")
+    parser.add_argument(
+        "--repeats", default="21", help=f"timings of each case, 1 to {MAX_REPEATS} (default 21)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print only, write nothing")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda, but torch finds no CUDA device", file=sys.stderr)
-        return 2
-    if options.repeats < 1:
-        print(f"error: --repeats {options.repeats}; expected 1 or more", file=sys.stderr)
-        return 2
-    table = tune(options.device, options.repeats)
+        raise CxrlError("--device cuda, but torch finds no CUDA device")
+    digits = options.repeats if re.fullmatch("[0-9]{1,9}", options.repeats) else "0"
+    if not 1 <= int(digits) <= MAX_REPEATS:
+        raise CxrlError(f"--repeats {shown(options.repeats)}; expected 1 to {MAX_REPEATS}")
+    if not options.dry_run:
+        check_writable(options.device)
+    table = tune(options.device, int(digits))
     if not options.dry_run:
         print(f"written to {save(table, options.device)}")
         _dispatch.forget_choices()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command. Returns 0; 2, with one line on stderr, for what the user can mend; 130 for Ctrl-C."""
+    try:
+        _run(argv)
+    except (CxrlError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -76,9 +76,63 @@ def test_every_attention_case_runs(cpp: str) -> None:
     assert tune.measure(op, run, "cpu", 1).keys() == {"reference", "sdpa", "cpp"}
 
 
-def test_the_command_refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tune.main(["--repeats", "0"]) == 2
-    assert "--repeats 0; expected 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--repeats", "0"], "--repeats '0'; expected 1 to 100000"),
+        (["--repeats", "-1"], "--repeats"),
+        (["--repeats", "1.5"], "--repeats '1.5'"),
+        (["--repeats", "x"], "--repeats 'x'"),
+        (["--repeats", "١"], "--repeats '١'"),
+        (["--repeats", "9" * 5000], "--repeats '999"),
+        (["--repeats", "100001"], "--repeats '100001'"),
+        (["--repeats"], "expected one argument"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--dryrun"], "unrecognized arguments: --dryrun"),
+        (["a\0b"], "unrecognized arguments"),
+    ],
+)
+def test_the_command_refuses(
+    argv: list[str],
+    words: str,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert tune.main(["--device", "cuda"]) == 2
-    assert "no CUDA device" in capsys.readouterr().err
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("measured before it refused"))
+    assert tune.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "home"])
+def test_a_place_that_cannot_be_written_is_told_before_measuring(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("measured before it refused"))
+    if kind == "file":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:
+
+        def homeless(*_: object) -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(_dispatch, "table_path", homeless)
+    assert tune.main([]) == 2
+    assert "the table cannot be written (" in (error := capsys.readouterr().err)
+    assert "set XDG_CACHE_HOME" in error
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "tune", interrupt)
+    assert tune.main(["--dry-run"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

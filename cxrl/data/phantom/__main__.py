@@ -2,71 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from cxrl.data.phantom.films import IMAGE_SIZE, corpus
-from cxrl.data.phantom.reports import Finding
-from cxrl.storage.writing import replacing
-
-CONTACT_SHEET: tuple[tuple[str, tuple[Finding, ...]], ...] = (
-    ("No Finding", ()),
-    ("Cardiomegaly, mild", (Finding("Cardiomegaly", size="mild"),)),
-    ("Cardiomegaly, severe", (Finding("Cardiomegaly", size="severe"),)),
-    ("Effusion, right, small", (Finding("Pleural Effusion", side="right", size="small"),)),
-    ("Effusion, left, large", (Finding("Pleural Effusion", side="left", size="large"),)),
-    ("Effusion, bilateral", (Finding("Pleural Effusion", side="bilateral", size="small"),)),
-    ("Pneumothorax, right, large", (Finding("Pneumothorax", side="right", size="large"),)),
-    ("Pneumothorax, left, small", (Finding("Pneumothorax", side="left", size="small"),)),
-    ("Consolidation, right lower", (Finding("Consolidation", side="right", zone="lower"),)),
-    ("Consolidation, left upper", (Finding("Consolidation", side="left", zone="upper"),)),
-    ("Edema, mild", (Finding("Edema", size="mild"),)),
-    ("Edema, severe", (Finding("Edema", size="severe"),)),
-    ("Nodule, right upper", (Finding("Lung Lesion", side="right", zone="upper"),)),
-    ("Nodule, left lower", (Finding("Lung Lesion", side="left", zone="lower"),)),
-)
-
-
-def contact_sheet(
-    path: Path, *, seed: int = 0, size: int = IMAGE_SIZE, columns: int = 6, scale: int = 3
-) -> None:
-    """Writes a captioned PNG: every finding, then random natural and random flawed films."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    still = corpus(len(CONTACT_SHEET), seed=seed, size=size, findings=[f for _, f in CONTACT_SHEET])
-    natural = corpus(columns, seed=seed + 1, size=size)
-    flawed = corpus(columns, seed=seed + 2, size=size, flawed=True)
-    tiles = [(c, i) for (c, _), i in zip(CONTACT_SHEET, still.images, strict=True)]
-    tiles += [("", still.images[0] * 0)] * (-len(tiles) % columns)
-    tiles += [(f"natural: {t}", i) for t, i in zip(natural.texts, natural.images, strict=True)]
-    tiles += [(f"flawed: {t}", i) for t, i in zip(flawed.texts, flawed.images, strict=True)]
-    cell, bar = size * scale, 34
-    sheet = Image.new("L", (columns * cell, (len(tiles) // columns) * (cell + bar)), 0)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for n, (caption, image) in enumerate(tiles):
-        left, top = (n % columns) * cell, (n // columns) * (cell + bar)
-        picture = Image.fromarray(image[0].numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
-        sheet.paste(picture, (left, top + bar))
-        per_line = cell // 6
-        pen.multiline_text(
-            (left + 3, top + 3), caption[:per_line] + "\n" + caption[per_line : 2 * per_line], 230, font
-        )
-    with replacing(path) as partial:
-        sheet.save(partial, format="PNG")
+from cxrl.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m cxrl.data.phantom``: writes the contact sheet."""
-    parser = argparse.ArgumentParser(prog="python -m cxrl.data.phantom", description=contact_sheet.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=IMAGE_SIZE, help="pixels a side of a film")
-    args = parser.parse_args(argv)
+    """Run the command. Returns the exit status."""
+    return run_command(_sheet, argv)
+
+
+def _sheet(argv: Sequence[str]) -> None:
+    from cxrl.cli import Parser, file_path, whole_number
+    from cxrl.config import MAX_SEED
+    from cxrl.storage.writing import check_writable
+
+    parser = Parser("cxrl.data.phantom", "Draw every finding of the phantom, and random films.")
+    parser.add_argument("--out", metavar="FILE", type=file_path, required=True, help="PNG to write")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole_number(0, MAX_SEED), default=0, help="of the films; default 0"
+    )
+    parser.add_argument(
+        "--size",
+        metavar="N",
+        type=whole_number(16, 512),
+        default=64,
+        help="pixels a side of a film, 16 to 512; default 64",
+    )
+    args = parser.parse(argv)
+    check_writable(args.out, "--out")
+    from cxrl.data.phantom.sheet import contact_sheet
+
     contact_sheet(args.out, seed=args.seed, size=args.size)
     print(f"{args.out}: synthetic phantom films, not for diagnosis")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

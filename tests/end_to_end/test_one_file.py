@@ -217,7 +217,7 @@ CASES: dict[str, dict[str, Any]] = {
     | {"REWARDS": {"posture": 0.5, "diagnosis": 2.0, "consistency": 1.0}, "ADVANTAGE_CLIP": 1.2},
     "bank, difference, whole batch": {"FORM": "difference", "CENTER": "batch", "SCALE": "none"}
     | {"REWARDS": {"consistency": 0.3, "posture": 0.7, "diagnosis": 0.1}, "ADVANTAGE_CLIP": 1.5}
-    | {"ETA": 0.6, "MIN_STD": 0.5, "TIMESTEP_FRACTION": 0.5, "WITHOUT_ANCHOR": {"posture", "diagnosis"}},
+    | {"ETA": 0.6, "MIN_STD": 1.5, "TIMESTEP_FRACTION": 0.5, "WITHOUT_ANCHOR": {"posture", "diagnosis"}},
     "one_to_one, difference, guided": {"ANCHOR": "one_to_one", "FORM": "difference", "GUIDANCE": 1.5}
     | {"REWARDS": {"posture": 3.0, "diagnosis": 1.0, "consistency": 0.5}, "EMA_DECAY": 0.1, "SEED": 5}
     | {"MAX_GRAD_NORM": 5e-4},

@@ -17,7 +17,8 @@ from cxrl import inspect_data as inspect
 from cxrl.cli import train_parser
 from cxrl.config import PolicyConfig
 from cxrl.models import adapter
-from cxrl.models.base import PHANTOM, load_base
+from cxrl.models.base import load_base
+from cxrl.models.base_files import PHANTOM
 from cxrl.models.policy import Policy
 from cxrl.rewards import base as registry
 

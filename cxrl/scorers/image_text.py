@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cxrl.errors import CxrlError
-from cxrl.models.base import DTYPES, no_progress_bar
+from cxrl.models.base import DTYPES
+from cxrl.models.loading import quiet
 from cxrl.scorers.choice import MissingFile, ModelChoice, check_digest
 from cxrl.scorers.validity import film_validity
 
@@ -49,7 +50,7 @@ class ImageTextModel:
             if config.model_type not in CLASSES or not hasattr(transformers, CLASSES[config.model_type]):
                 raise CxrlError(f"its model_type is {config.model_type!r}, expected {', '.join(CLASSES)}")
             kind = getattr(transformers, CLASSES[config.model_type])
-            with no_progress_bar():
+            with quiet():
                 network = kind.from_pretrained(
                     choice.value, use_safetensors=True, dtype=DTYPES[choice.dtype], **source
                 )

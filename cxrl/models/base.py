@@ -149,8 +149,8 @@ class BaseModel(PromptReader):
         return torch.cat(parts).contiguous()
 
     def fingerprint(self) -> dict[str, str]:
-        """Hex digests of UNet, autoencoder, text encoder, scheduler and tokenizer as they were on disk: of all
-        that decides a pixel, see :mod:`cxrl.models.fingerprint`.
+        """Hex digests of UNet, autoencoder, text encoder, scheduler and tokenizer as they are stored, of all
+        that decides a pixel: see :mod:`cxrl.models.fingerprint`.
         """
         return dict(self._fingerprint)
 

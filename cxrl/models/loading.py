@@ -18,10 +18,10 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ _FLOATS = {"F64", "F32", "F16", "BF16"} | {
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of an autoencoder's attention in files of before 2023 → today's, as diffusers reads them."""
 _THREADS = min(4, os.cpu_count() or 1)
+_LARGE = 1 << 26
+"""Bytes from which on several threads are worth their start."""
 
 
 @dataclass(frozen=True)
@@ -90,49 +92,69 @@ class NetworkFiles:
         """
 
         def one(item: tuple[str, Path, Tensor]) -> tuple[str, bytes]:
-            name, file, tensor = item
-            if bad := what_is_bad(tensor):
-                raise CxrlError(f"{self.what}: {file.name} has a tensor {name} that holds {bad}")
+            self._check_value(*item)
+            name, _, tensor = item
             values = tensor.detach().to(torch.float32).contiguous().view(-1).numpy()
             head = f"{_canonical(self.kind, name)}{tuple(tensor.shape)}"
             return head, hashlib.sha256(values.data).digest()
 
+        size = sum(tensor.nbytes for _, _, tensor in self._values)
         with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads run
-            rows = sorted(pool.map(one, self._values()))
+            rows = sorted((pool.map if size > _LARGE else map)(one, self._values))
         whole = hashlib.sha256()
         for head, digest in rows:
             whole.update(head.encode() + digest)
         return whole.hexdigest()
 
+    def check_values(self) -> None:
+        """Raise CxrlError, naming file and tensor, where a value is nan or infinite."""
+        for item in self._values:
+            self._check_value(*item)
+
     def load(self, dtype: torch.dtype) -> Any:
-        """The network, on the CPU.
+        """The network, on the CPU, for evaluation. Once: diffusers' skeletons are filled.
 
         Raises:
-            CxrlError: The library cannot load it, or loads it in part; a value is too large for the dtype.
+            CxrlError: It cannot be loaded, or a value is too large for the dtype.
         """
-        settings: dict[str, Any] = {"use_safetensors": _SAFE in self.main.name, "output_loading_info": True}
-        settings["torch_dtype" if _is_diffusers(self.kind) else "dtype"] = dtype
-        if self.variant:
-            settings["variant"] = self.variant
         with quiet():
-            network, info = attempt(
-                self.what, lambda: self.kind.from_pretrained(str(self.folder), **settings)
-            )
-        problem = _told(info, self.kind, self.skeleton)
-        if not problem and dtype != torch.float32:
-            problem = not_finite(network.state_dict())
-            problem = problem and f"{problem} in {str(dtype).removeprefix('torch.')}"
-        if problem:
-            raise CxrlError(f"{self.what}: {self.main.name} {problem}")
+            network = attempt(self.what, lambda: self._filled(dtype))
+        if dtype != torch.float32 and (problem := not_finite(network.state_dict())):
+            name = str(dtype).removeprefix("torch.")
+            raise CxrlError(f"{self.what}: {self.main.name} {problem} in {name}")
+        return network.eval()
+
+    def _filled(self, dtype: torch.dtype) -> Any:
+        if _is_diffusers(self.kind):
+            names = _own_names(self.kind, self.skeleton, self.main, self.tensors)
+            state = {names[name]: tensor.to(dtype) for name, _, tensor in self._values}
+            self.skeleton.load_state_dict(state, strict=True, assign=True)
+            return self.skeleton
+        network, info = self.kind.from_pretrained(
+            str(self.folder),
+            dtype=dtype,
+            use_safetensors=_SAFE in self.main.name,
+            variant=self.variant,
+            output_loading_info=True,
+        )
+        if problem := _told(info, self.kind, self.skeleton):
+            raise CxrlError(f"{self.main.name} {problem}")
         return network
 
-    def _values(self) -> Iterator[tuple[str, Path, Tensor]]:
-        """The network's own tensors: not what stands beside it."""
+    def _check_value(self, name: str, file: Path, tensor: Tensor) -> None:
+        if bad := what_is_bad(tensor):
+            raise CxrlError(f"{self.what}: {file.name} has a tensor {name} that holds {bad}")
+
+    @cached_property
+    def _values(self) -> list[tuple[str, Path, Tensor]]:
+        """The network's own tensors, mapped: not what stands beside it."""
         modules = _modules(self.kind, self.skeleton)
-        for file in sorted({stored.file for stored in self.tensors.values()}):
-            for name, tensor in attempt(self.what, partial(_read, file)).items():
-                if not NO_WEIGHT.search(name) and _is_inside(self.kind, modules, name):
-                    yield name, file, tensor
+        return [
+            (name, file, tensor)
+            for file in sorted({stored.file for stored in self.tensors.values()})
+            for name, tensor in attempt(self.what, partial(_read, file)).items()
+            if not NO_WEIGHT.search(name) and _is_inside(self.kind, modules, name)
+        ]
 
 
 def check_network(
@@ -288,12 +310,13 @@ def _read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
 def _fit(kind: Any, config: Any, main: Path, tensors: Mapping[str, Stored]) -> tuple[Any, str]:
     """The network on the meta device, and what does not fit it."""
     if _is_diffusers(kind):
-        with torch.device("meta"):
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():  # buffers that are computed stay real
             network = kind.from_config(config)
-        expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-        # diffusers itself renames old attention in single files only.
-        names = {n: n if n in expected or main.suffix == ".json" else _canonical(kind, n) for n in tensors}
-        return network, shape_problem(expected, {names[n]: stored.shape for n, stored in tensors.items()})
+        names = _own_names(kind, network, main, tensors)
+        found = {names[name]: stored.shape for name, stored in tensors.items()}
+        return network, shape_problem({n: tuple(t.shape) for n, t in network.state_dict().items()}, found)
     state = {name: torch.empty(stored.shape, device="meta") for name, stored in tensors.items()}
     network, info = kind.from_pretrained(
         None,
@@ -313,6 +336,13 @@ def _told(info: Mapping[str, Any], kind: Any, network: Any) -> str:
     extra = [n for n in info["unexpected_keys"] if not NO_WEIGHT.search(n) and _is_inside(kind, modules, n)]
     errors = info.get("error_msgs") or ()
     return describe(missing, sorted(extra), sorted(info["mismatched_keys"])) or " ".join(errors)[:200]
+
+
+def _own_names(kind: Any, network: Any, main: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name in the files → name in a network of diffusers, which knows old attention in single files only."""
+    own = network.state_dict()
+    is_single = main.suffix != ".json"
+    return {n: _canonical(kind, n) if is_single and n not in own else n for n in names}
 
 
 def _canonical(kind: Any, name: str) -> str:

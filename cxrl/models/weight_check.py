@@ -25,7 +25,12 @@ def state_problem(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    return shape_problem(wanted, shapes) or not_finite(found)
+    if problem := shape_problem(wanted, shapes):
+        return problem
+    for name, tensor in found.items():
+        if name in expected and expected[name].is_floating_point() and not tensor.is_floating_point():
+            return f"has a tensor {name} of {tensor.dtype}, expected floating point"
+    return not_finite(found)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
@@ -40,7 +45,7 @@ def shape_problem(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, t
     """What is wrong with names and shapes; :func:`state_problem` also looks at values."""
     missing = [name for name in expected if name not in found and not NO_WEIGHT.search(name)]
     extra = [name for name in found if name not in expected and not NO_WEIGHT.search(name)]
-    wrong = [(n, s, expected[n]) for n, s in found.items() if n in expected and s != expected[n]]
+    wrong = [(n, found[n], s) for n, s in expected.items() if n in found and found[n] != s]
     return describe(missing, extra, wrong)
 
 

@@ -115,7 +115,7 @@ def check_base(folder: Path, *, allow_pickle: bool = False, name: str = "") -> B
     }
     reader = _load_reader(str(folder), tokenizer, name)
     what = _cannot_load("scheduler", name)
-    scheduler = attempt(what, lambda: dict(DDIMScheduler.load_config(str(folder), subfolder="scheduler")))
+    scheduler = attempt(what, lambda: _object(DDIMScheduler.load_config(str(folder), subfolder="scheduler")))
     unet, vae, text_encoder = (files.skeleton for files in networks.values())
     _check_parts(name, unet, vae, text_encoder, reader.tokenizer)
     _check_betas(what, scheduler)
@@ -172,7 +172,7 @@ def _encoder_and_tokenizer(source: str, name: str = "") -> tuple[Any, Any]:
 
     name = name or source
     what = _cannot_load("model_index.json", name)
-    index = attempt(what, lambda: dict(StableDiffusionPipeline.load_config(source)))
+    index = attempt(what, lambda: _object(StableDiffusionPipeline.load_config(source)))
 
     def kind(part: str) -> Any:
         entry = index.get(part)
@@ -202,6 +202,12 @@ def _load_reader(source: str, kind: Any, name: str = "") -> PromptReader:
             lambda: AutoConfig.from_pretrained(source, subfolder="text_encoder"),
         )
     return PromptReader(tokenizer, config)
+
+
+def _object(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise CxrlError(f"it holds a {type(content).__name__}, expected a JSON object")
+    return content
 
 
 def _check_parts(name: str, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any) -> None:

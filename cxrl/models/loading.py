@@ -263,7 +263,7 @@ def _headers(main: Path) -> dict[str, Stored]:
         return _header(main)
     try:
         places = json.loads(main.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(places.values()))
+        shards = sorted({name.strip() for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CxrlError(f"{main.name} is no index of shards") from None
     tensors: dict[str, Stored] = {}
@@ -332,8 +332,10 @@ def _fit(kind: Any, config: Any, main: Path, tensors: Mapping[str, Stored]) -> t
 def _told(info: Mapping[str, Any], kind: Any, network: Any) -> str:
     """What a library says that it could not load, in words after "it …"."""
     missing = sorted(name for name in info["missing_keys"] if not NO_WEIGHT.search(name))
-    modules = _modules(kind, network)
-    extra = [n for n in info["unexpected_keys"] if not NO_WEIGHT.search(n) and _is_inside(kind, modules, n)]
+    extra = [name for name in info["unexpected_keys"] if not NO_WEIGHT.search(name)]
+    if not missing:
+        modules = _modules(kind, network)
+        extra = [name for name in extra if _is_inside(kind, modules, name)]
     errors = info.get("error_msgs") or ()
     return describe(missing, sorted(extra), sorted(info["mismatched_keys"])) or " ".join(errors)[:200]
 

@@ -129,5 +129,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_scorer(path)
     fields = {"task": "posture", "trunk": "resnet", "width": 8, "image_size": 32, "num_outputs": 6}
     save_file(tensors, path, metadata={"config": json.dumps({**fields, "vocabulary": []})})
-    with pytest.raises(CxrlError, match=r"has a tensor trunk\.0\.weight of shape \(4, 1, 5, 5\), expected \(8, 1"):
+    with pytest.raises(
+        CxrlError, match=r"has a tensor trunk\.0\.weight of shape \(4, 1, 5, 5\), expected \(8, 1"
+    ):
         load_scorer(path)

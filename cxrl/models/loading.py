@@ -114,6 +114,9 @@ class NetworkFiles:
     def load(self, dtype: torch.dtype) -> Any:
         """The network, on the CPU, for evaluation. Once: diffusers' skeletons are filled.
 
+        Its tensors are copies: those of a mapped file lie at odd addresses, where matrix products give other
+        bits, and equal weights are to give equal images however they are stored.
+
         Raises:
             CxrlError: It cannot be loaded, or a value is too large for the dtype.
         """
@@ -127,7 +130,7 @@ class NetworkFiles:
     def _filled(self, dtype: torch.dtype) -> Any:
         if _is_diffusers(self.kind):
             names = _own_names(self.kind, self.skeleton, self.main, self.tensors)
-            state = {names[name]: tensor.to(dtype) for name, _, tensor in self._values}
+            state = {names[name]: tensor.to(dtype, copy=True) for name, _, tensor in self._values}
             self.skeleton.load_state_dict(state, strict=True, assign=True)
             return self.skeleton
         network, info = self.kind.from_pretrained(
@@ -139,7 +142,7 @@ class NetworkFiles:
         )
         if problem := _told(info, self.kind, self.skeleton):
             raise CxrlError(f"{self.main.name} {problem}")
-        return network
+        return network._apply(torch.clone)
 
     def _check_value(self, name: str, file: Path, tensor: Tensor) -> None:
         if bad := what_is_bad(tensor):

@@ -64,7 +64,8 @@ def read_state(choice: ModelChoice) -> dict[str, Tensor]:
     if choice.sha256:
         check_digest(choice.path, choice.sha256, choice.option)
     try:
-        return load_file(choice.path)
+        # Copies, as in cxrl.storage.reading.
+        return {name: tensor.clone() for name, tensor in load_file(choice.path).items()}
     except (SafetensorError, OSError) as error:
         raise CxrlError(f"{choice.option}: cannot read {choice.path}: {error}") from None
 

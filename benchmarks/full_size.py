@@ -39,7 +39,7 @@ def build(folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from cxrl.models.base import PHANTOM
+    from cxrl.models.base_files import PHANTOM
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(PHANTOM / "tokenizer", model_max_length=77)

@@ -17,7 +17,7 @@ from cxrl.models.base import DTYPES
 from cxrl.ops import unavailable_reason
 from cxrl.output.terminal import duration
 from cxrl.rl.cost import counts, estimate, footprint, matmul_rate
-from cxrl.scorers.choice import how_to_get, required_files
+from cxrl.scorers.choice import RequiredFile, how_to_get
 
 _PACKAGES = (
     "torch",
@@ -87,20 +87,22 @@ def _extension() -> str:
     return ", ".join([*parts, "CUDA kernels" if extension.has_cuda else "no CUDA kernels (CXRL_CUDA)"])
 
 
-def files_text(config: Config) -> tuple[str, int]:
-    """A line for everything that the configuration needs, and how much of it is missing."""
-    rows, missing = [], 0
-    for required in required_files(config):
-        if required.is_present:
-            rows.append((required.option, f"there: {required.path or required.source}"))
-        else:
-            missing += 1
-            rows.append((required.option, f"MISSING: {how_to_get(required)}"))
-    return _aligned(f"preset {config.preset} needs", rows), missing
+def files_text(config: Config, files: Sequence[RequiredFile]) -> str:
+    """A line for everything that the configuration needs."""
+
+    def state(file: RequiredFile) -> str:
+        if file.is_present:
+            return f"there: {file.path or file.source}"
+        return f"BROKEN: {file.problem}" if file.problem else f"MISSING: {how_to_get(file)}"
+
+    return _aligned(f"preset {config.preset} needs", [(file.option, state(file)) for file in files])
 
 
-def estimate_text(config: Config) -> str:
+def estimate_text(config: Config, files: Sequence[RequiredFile]) -> str:
     """Images, passes through the UNet, memory and time on this machine, by :mod:`cxrl.rl.cost`."""
+    base = next(file for file in files if file.option == "model.path")
+    if base.problem:
+        return _aligned("cost", [("all", "not known before the base at model.path can be loaded")])
     work = counts(config)
     rows = [
         ("images", f"{work.images_per_epoch:,} an epoch, {config.train.num_epochs:,} epochs"),

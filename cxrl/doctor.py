@@ -22,13 +22,16 @@ def _doctor(argv: Sequence[str]) -> None:
     )
     config = resolve(parser.parse(argv))
     from cxrl import checkup
+    from cxrl.scorers.choice import required_files
 
     print(checkup.environment_text(), flush=True)
-    text, missing = checkup.files_text(config)
-    print(f"\n{text}", flush=True)
-    print(f"\n{checkup.estimate_text(config)}", flush=True)
-    if missing:
-        raise CxrlError(f"missing for preset {config.preset}: {missing}; see above")
+    files = required_files(config)
+    print(f"\n{checkup.files_text(config, files)}", flush=True)
+    print(f"\n{checkup.estimate_text(config, files)}", flush=True)
+    if lacking := [file for file in files if not file.is_present]:
+        broken = sum(bool(file.problem) for file in lacking)
+        words = f"missing for preset {config.preset}: {len(lacking) - broken}"
+        raise CxrlError(f"{words}{f', broken: {broken}' if broken else ''}; see above")
 
 
 if __name__ == "__main__":

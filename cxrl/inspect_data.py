@@ -137,7 +137,7 @@ def _long_reports(index: Index, path: str) -> str:
     """How many distinct reports a tokenizer would cut, by split."""
     from cxrl.data.index import SPLITS, describe
     from cxrl.data.sources import choose_prompts
-    from cxrl.models.base import load_tokenizer
+    from cxrl.models.base_files import load_tokenizer
 
     reader, lines = load_tokenizer(path), []
     for name in SPLITS:

@@ -21,7 +21,8 @@ from cxrl.config import DataConfig, PolicyConfig
 from cxrl.data import sources
 from cxrl.data.prompts import ReportPrompt
 from cxrl.models import adapter
-from cxrl.models.base import PHANTOM, load_base
+from cxrl.models.base import load_base
+from cxrl.models.base_files import PHANTOM
 from cxrl.models.policy import Policy
 from cxrl.rewards import base as registry
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.evaluation.reference import reference_features
+from cxrl.models.weight_check import state_problem
 from cxrl.scorers.choice import ASSETS, TASKS, ModelChoice, model_choices
 from cxrl.scorers.phantom_network import Scorer, load_scorer
 from cxrl.scorers.protocols import (
@@ -134,17 +135,35 @@ def _judges(choices: dict[str, ModelChoice], device: torch.device | str) -> Judg
     folder = diagnosis.folder
     beside = models[0] if not posture.value else load_scorer(folder / "posture.safetensors", device=device)
     assert isinstance(beside, Scorer)
-    reference = folder / "reference.safetensors"
-    try:
-        tensors = load_file(reference)
-        features, scale = tensors["features"].float(), tensors["scale"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CxrlError(
-            f"{reference} cannot be read ({error}); `python -m cxrl.pretrain --preset phantom` makes it"
-        ) from None
+    features, scale = _reference(folder / "reference.safetensors")
     description |= {
         "features": "last hidden layers of diagnosis.safetensors and posture.safetensors",
         "reference": f"{len(features)} clean films of the phantom",
     }
     pair = (beside, scale.to(device))
     return Judges(*models, features.to(device), pair=pair, description=description)
+
+
+def _reference(path: Path) -> tuple[Tensor, Tensor]:
+    """float32 [R, D] features of clean films and their [D] units.
+
+    Raises:
+        CxrlError: The file is missing or damaged, or a tensor is missing, of another shape or not finite.
+    """
+    width = 2 * Scorer.num_features
+    try:
+        tensors = load_file(path)
+        rows = tensors["features"].shape[0] if "features" in tensors and tensors["features"].ndim else 0
+        expected = {"features": torch.empty(rows, width), "scale": torch.empty(width)}
+        problem = state_problem(expected, tensors)
+        if not problem and rows < 2:
+            problem = f"has features of {rows} films, expected at least two"
+        if not problem and not bool((tensors["scale"] > 0).all()):
+            problem = "has a scale that is not above zero"
+        if problem:
+            raise ValueError(f"it {problem}")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CxrlError(
+            f"{path} cannot be read ({error}); `python -m cxrl.pretrain --preset phantom` makes it"
+        ) from None
+    return tensors["features"].float(), tensors["scale"].float()

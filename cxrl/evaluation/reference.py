@@ -72,6 +72,11 @@ def reference_features(
             if len(images):
                 parts.append(features(images).float().cpu())
         found = torch.cat(parts) if parts else torch.zeros(0, 1)
+        if not bool(found.isfinite().all()):
+            raise CxrlError(
+                f"{choice.option}: {choice.value or choice.path} gives features that are not finite for "
+                "real films"
+            )
         if len(found) < 2:
             raise CxrlError(
                 f"eval.reference: {len(found)} of {len(films)} real films can be read "
@@ -123,9 +128,10 @@ def _read(path: Path | None) -> Tensor | None:
     if path is None or not path.is_file():
         return None
     try:
-        return load(path.read_bytes())["features"]
+        features = load(path.read_bytes())["features"]
     except (SafetensorError, OSError, KeyError):
         return None
+    return features if features.ndim == 2 and bool(features.isfinite().all()) else None
 
 
 def _write(path: Path | None, features: Tensor) -> None:

@@ -144,7 +144,8 @@ def evaluate_images(
         bootstrap: Resamples, 0 for no intervals.
 
     Raises:
-        ValueError: Images of a wrong shape or range, or a judge's output that is not finite.
+        ValueError: Images of a wrong shape or range.
+        CxrlError: A judge's output is not finite; the judge is named.
     """
     if images.ndim != 4 or images.shape[0] != len(batch):
         raise ValueError(f"expected {len(batch)} images [N, 1, H, W], got shape {tuple(images.shape)}")
@@ -152,12 +153,13 @@ def evaluate_images(
         bad = int((~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero()[0])
         raise ValueError(f"image {bad} has values outside [0, 1] or nan")
     num_prompts = len(batch.prompts)
-    texts = judges.text_embeds([p.text for p in batch.prompts])[batch.group]
-    embeds = _in_batches(judges.image_embeds, images)
-    posture = posture_score(_in_batches(judges.posture, images))
-    probability, labels = _in_batches(judges.classify, images), batch.labels_of(judges.findings)
-    features, reference = _in_batches(judges.features, images), judges.reference
-    aligned = alignment(embeds, texts.cpu()).double()
+    texts = _finite(judges, "consistency", "report", judges.text_embeds([p.text for p in batch.prompts]))
+    embeds = _judged(judges, "consistency", judges.image_embeds, images)
+    posture = posture_score(_judged(judges, "posture", judges.posture, images))
+    probability = _judged(judges, "diagnosis", judges.classify, images)
+    labels = batch.labels_of(judges.findings)
+    features, reference = _judged(judges, "diagnosis", judges.features, images), judges.reference
+    aligned = alignment(embeds, texts[batch.group].cpu()).double()
     distance, similar = within_prompt(images, batch.group, num_prompts)
 
     def scores(counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -233,9 +235,23 @@ def evaluate_policy(
     return Summary(anchor, policy, batch, images, seed, description)
 
 
-def _in_batches(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def _judged(judges: JudgeModels, task: str, score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What the judge of a task says of images, in batches, on the CPU."""
     with torch.no_grad():
-        return torch.cat([score(part).cpu() for part in images.split(JUDGE_BATCH)])
+        scores = torch.cat([score(part).cpu() for part in images.split(JUDGE_BATCH)])
+    return _finite(judges, task, "image", scores)
+
+
+def _finite(judges: JudgeModels, task: str, of: str, scores: Tensor) -> Tensor:
+    bad = (~scores.isfinite()).flatten(1).any(1).nonzero().flatten()
+    if len(bad):
+        name = getattr(judges, "description", {}).get(task)
+        raise CxrlError(
+            f"eval.{task}: the judge{f' {name}' if name else ''} gives values that are not finite for "
+            f"{len(bad)} of {len(scores)} {of}s, first for {of} {int(bad[0])}; judge with another model, or "
+            "with eval.dtype float32"
+        )
+    return scores
 
 
 def _frechet(features: Tensor, reference: Tensor | None, weights: Tensor) -> Tensor:

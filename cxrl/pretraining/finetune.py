@@ -5,6 +5,7 @@ adaptation).
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def finetune(
         batch_size=min(batch_size, len(rows)),
         seed=seed,
         work_dir=work_dir,
-        data=hashlib.sha256(table.read_bytes() + base.fingerprint().encode()).hexdigest(),
+        data=hashlib.sha256(table.read_bytes() + json.dumps(base.fingerprint()).encode()).hexdigest(),
         report=report,
     )
     save_pipeline(

@@ -23,7 +23,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -88,10 +88,7 @@ def build_rewards(
     Raises:
         CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
     """
-    built_in = {}
-    for name, cls in BUILT_IN.items():
-        built_in[name] = getattr(importlib.import_module(f"cxrl.rewards.{name}"), cls)
-        _REGISTRY.setdefault(name, built_in[name])
+    built_in = _built_in()
     folder = PHANTOM_REWARDS if path == "phantom" else Path(path)
     rewards: dict[str, Reward] = {}
     for name in names:
@@ -103,6 +100,20 @@ def build_rewards(
         else:
             rewards[name] = factory(folder, torch.device(device))
     return rewards
+
+
+def own_rewards(names: Sequence[str]) -> list[str]:
+    """Which of ``names`` the user registered, also in place of a built-in one."""
+    built_in = _built_in()
+    return [name for name in names if _REGISTRY.get(name) is not built_in.get(name)]
+
+
+def _built_in() -> dict[str, Any]:
+    """The built-in rewards, registered where nothing else is under their names."""
+    classes = {n: getattr(importlib.import_module(f"cxrl.rewards.{n}"), cls) for n, cls in BUILT_IN.items()}
+    for name, cls in classes.items():
+        _REGISTRY.setdefault(name, cls)
+    return classes
 
 
 def check_labels(rewards: Mapping[str, Reward], prompts: Sequence[ReportPrompt]) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from cxrl.config import Config
-from cxrl.models.base import DTYPES, PHANTOM
+from cxrl.models.base import DTYPES
+from cxrl.models.base_files import PHANTOM
 from cxrl.rl.comparison import needs_anchor
 from cxrl.rl.schedule import ddim_table
 from cxrl.storage.reading import in_hub_cache, read_json

@@ -20,6 +20,7 @@ from cxrl.images.dicom import Series, save_dicom
 from cxrl.images.png import save_png
 from cxrl.models.adapter import load_adapter, read_description
 from cxrl.models.base import load_base
+from cxrl.models.fingerprint import check_fingerprint
 from cxrl.models.policy import Policy
 from cxrl.presets import load_yaml
 from cxrl.rl.engine import Engine
@@ -88,9 +89,8 @@ def load_policy(
         fingerprint = about["base_fingerprint"]
     except (KeyError, TypeError) as error:
         raise CxrlError(f"{folder}: its description misses or has an unknown {error}") from error
+    check_fingerprint(fingerprint, base.fingerprint(), str(folder), base.path)
     policy = Policy(base, config)
-    if policy.fingerprint != fingerprint:
-        raise CxrlError(f"{folder}: was trained from another base than {base.path}, whose weights differ")
     if saved is None:
         load_adapter(policy, folder)
         return policy

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError
+from cxrl.models.fingerprint import check_fingerprint
 from cxrl.rl.build import Parts, prompts_digest
 from cxrl.rl.comparison import RewardUnits
 from cxrl.rl.engine import Engine
@@ -124,10 +125,9 @@ class RunState:
                 f"{path} belongs to another run than {run_dir.path}; take it away, or start again"
             )
         check_settings(field(state, "settings", dict, str(path)), self.config, path)
-        if checkpoint.policy.get("base_fingerprint") != policy.fingerprint:
-            raise CxrlError(
-                f"{path}: was trained from another base than {policy.base.path}, whose weights differ"
-            )
+        check_fingerprint(
+            checkpoint.policy.get("base_fingerprint"), policy.fingerprint, str(path), policy.base.path
+        )
         if state.get("prompts") != self._prompts:
             raise CxrlError(
                 f"{path}: the training reports or their labels are others than when the run was started; put "

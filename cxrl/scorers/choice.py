@@ -24,6 +24,8 @@ XRV_LICENCE = (
     "torchxrayvision is Apache-2.0, the films it learned from have terms of their own; no credential"
 )
 PSPNET = "pspnet"
+_DECIDING = (".safetensors", ".json", ".txt", ".model")
+"""Suffixes of weights, configuration, vocabulary and merges in a folder of transformers."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ class RequiredFile:
         option: Which setting asks for it, for example "rewards.diagnosis".
         name: What it is, in words.
         path: The file or folder; None for a hub id.
-        is_present: Whether it is there (a hub id: in huggingface_hub's cache).
+        is_present: Whether it is there (a hub id: in huggingface_hub's cache) and can be used.
         size: Bytes, None where unknown.
         sha256: Hex digest it must have; "" where none is known or needed.
         source: URL or hub id to get it from; "" where it is the user's own.
         note: Licence and credential.
+        problem: Why what is there cannot be used; "" where it can, or where nothing is.
     """
 
     option: str
@@ -94,6 +97,7 @@ class RequiredFile:
     sha256: str = ""
     source: str = ""
     note: str = ""
+    problem: str = ""
 
 
 class MissingFile(CxrlError):
@@ -195,6 +199,30 @@ class ModelChoice:
         return Path(file) if file else self.cache.expanduser() / XRV_FILES[self.name].file
 
     @property
+    def model_folder(self) -> Path | None:
+        """Of a transformers model: the folder, or where huggingface_hub keeps the files of a hub id; None
+        where there are none.
+        """
+        config = self.path / "config.json" if self.path.is_dir() else in_hub_cache(self.value, "config.json")
+        return config.parent if config is not None and config.is_file() else None
+
+    @property
+    def files(self) -> list[Path]:
+        """What decides what the model says: its file, or its folder's weights, configuration, tokenizer."""
+        if self.kind != "transformers":
+            return [self.path]
+        folder = self.model_folder
+        found = sorted(folder.iterdir()) if folder else []
+        return [path for path in found if path.suffix in _DECIDING and path.is_file()]
+
+    @property
+    def weights(self) -> list[Path]:
+        """Those of ``files`` that hold its numbers."""
+        if self.kind != "transformers":
+            return [self.path]
+        return [path for path in self.files if path.suffix == ".safetensors"]
+
+    @property
     def expected_sha256(self) -> str:
         """The user's digest, else that of the release's file; "" where there is none."""
         return self.sha256 or (XRV_FILES[self.name].sha256 if self.kind == "xrv" else "")
@@ -219,9 +247,7 @@ class ModelChoice:
             return RequiredFile(
                 self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256, note=note
             )
-        folder = path if path.is_dir() else None
-        where = path / "config.json" if folder else in_hub_cache(self.value, "config.json")
-        present = where is not None and where.is_file()
+        folder, present = path if path.is_dir() else None, self.model_folder is not None
         note = f"`hf download {self.value}`; its page on the hub states licence and credential"
         name = "an image-text model of transformers"
         return RequiredFile(
@@ -297,15 +323,19 @@ def required_files(config: Config) -> list[RequiredFile]:
 
 
 def _base(config: Config) -> RequiredFile:
-    value = config.model.path
-    path = ASSETS / "pipeline" if value == "phantom" else Path(value)
-    folder = path if path.is_dir() or value == "phantom" else None
-    name = "the base, a StableDiffusionPipeline"
-    if folder:
-        return RequiredFile("model.path", name, folder, (folder / "model_index.json").is_file())
+    from cxrl.models.base_files import check_base, local_folder
+
+    value, folder, problem = config.model.path, local_folder(config.model.path), ""
+    if folder is not None:
+        try:
+            check_base(folder, allow_pickle=config.model.allow_pickle, name=value)
+        except CxrlError as error:
+            problem = str(error).removeprefix("model.path: ")
+    name, present = "the base, a StableDiffusionPipeline", folder is not None and not problem
+    if value == "phantom" or Path(value).is_dir():
+        return RequiredFile("model.path", name, folder, present, problem=problem)
     note = "diffusers fetches it when a run starts; its page on the hub states licence and credential"
-    present = in_hub_cache(value, "model_index.json") is not None
-    return RequiredFile("model.path", name, None, present, source=value, note=note)
+    return RequiredFile("model.path", name, None, present, source=value, note=note, problem=problem)
 
 
 def _data(config: Config) -> list[RequiredFile]:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cxrl.errors import CxrlError
-from cxrl.models.base import DTYPES, no_progress_bar
+from cxrl.models.base import DTYPES
+from cxrl.models.loading import attempt, check_network
 from cxrl.scorers.choice import MissingFile, ModelChoice, check_digest
 from cxrl.scorers.validity import film_validity
 
@@ -34,31 +35,29 @@ class ImageTextModel:
     """
 
     def __init__(self, choice: ModelChoice, device: torch.device | str) -> None:
-        """Raises CxrlError: it is missing or unreadable, or of another type."""
+        """Raises CxrlError: it is missing or unreadable, or of another type; a tensor is missing, of another
+        shape or not finite, and is named.
+        """
         import transformers
 
-        required = choice.required()
-        if not required.is_present:
-            raise MissingFile(required)
+        folder, what = choice.model_folder, f"{choice.option}: cannot load {choice.value}"
+        if folder is None:
+            raise MissingFile(choice.required())
         if choice.sha256:
-            check_digest(choice.path / "model.safetensors", choice.sha256, choice.option)
+            check_digest(folder / "model.safetensors", choice.sha256, choice.option)
         self.device, self.batch_size, self.description = torch.device(device), choice.batch_size, choice.value
-        source: dict[str, Any] = {"local_files_only": True}
-        try:
-            config = transformers.AutoConfig.from_pretrained(choice.value, **source)
-            if config.model_type not in CLASSES or not hasattr(transformers, CLASSES[config.model_type]):
-                raise CxrlError(f"its model_type is {config.model_type!r}, expected {', '.join(CLASSES)}")
-            kind = getattr(transformers, CLASSES[config.model_type])
-            with no_progress_bar():
-                network = kind.from_pretrained(
-                    choice.value, use_safetensors=True, dtype=DTYPES[choice.dtype], **source
-                )
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(choice.value, **source)
-            processor = transformers.AutoImageProcessor.from_pretrained(choice.value, **source)
-        except Exception as error:  # the libraries below raise a dozen types
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise CxrlError(f"{choice.option}: cannot load {choice.value}: {reason}") from None
-        self._network = network.to(self.device).eval().requires_grad_(False)
+
+        def read(kind: Any) -> Any:
+            return attempt(what, lambda: kind.from_pretrained(folder, local_files_only=True))
+
+        config = read(transformers.AutoConfig)
+        if config.model_type not in CLASSES or not hasattr(transformers, CLASSES[config.model_type]):
+            raise CxrlError(f"{what}: its model_type is {config.model_type!r}, expected {', '.join(CLASSES)}")
+        files = check_network(getattr(transformers, CLASSES[config.model_type]), folder, what)
+        files.check_values()
+        self._network = files.load(DTYPES[choice.dtype]).to(self.device).requires_grad_(False)
+        self._tokenizer = read(transformers.AutoTokenizer)
+        processor = read(transformers.AutoImageProcessor)
         self._type, self._processor = config.model_type, processor
         self.max_tokens = min(self._tokenizer.model_max_length, config.text_config.max_position_embeddings)
         self._texts: dict[str, Tensor] = {}

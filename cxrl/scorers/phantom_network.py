@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cxrl.errors import CxrlError
 from cxrl.findings import PHANTOM_FINDINGS
+from cxrl.models.weight_check import state_problem
 from cxrl.storage.writing import write_tensors
 
 
@@ -222,7 +223,8 @@ def load_scorer(path: Path, *, device: torch.device | str = "cpu") -> Scorer:
     """Loads a frozen scorer in float32.
 
     Raises:
-        CxrlError: the file is missing, truncated or not a scorer.
+        CxrlError: the file is missing, truncated or not a scorer; a tensor is missing, too many, of another
+            shape or not finite, and is named.
     """
     if not path.is_file():
         raise CxrlError(f"{path} is missing; `python -m cxrl.pretrain --preset phantom` makes it")
@@ -231,9 +233,10 @@ def load_scorer(path: Path, *, device: torch.device | str = "cpu") -> Scorer:
             fields = json.loads(file.metadata()["config"])
         fields |= {name: tuple(fields.get(name, ())) for name in ("vocabulary", "findings")}
         scorer = Scorer(ScorerConfig(**fields))
-        scorer.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-        )
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        if problem := state_problem(scorer.state_dict(), tensors):
+            raise ValueError(f"it {problem}")
+        scorer.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CxrlError(

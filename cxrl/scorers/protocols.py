@@ -111,9 +111,11 @@ def check_judges(rewards: Mapping[str, ModelChoice], judges: Mapping[str, ModelC
 def _is_same(a: ModelChoice, b: ModelChoice) -> bool:
     if a.kind == b.kind == "transformers" and a.value == b.value:
         return True
-    files = [c.path / "model.safetensors" if c.kind == "transformers" else c.path for c in (a, b)]
-    if files[0].resolve() == files[1].resolve():
+    one, other = ([path.resolve() for path in choice.weights] for choice in (a, b))
+    if set(one) & set(other):
         return True
-    if not all(file.is_file() for file in files) or files[0].stat().st_size != files[1].stat().st_size:
+    if not all(path.is_file() for path in (*one, *other)):
         return False
-    return file_sha256(files[0]) == file_sha256(files[1])
+    if not one or sorted(p.stat().st_size for p in one) != sorted(p.stat().st_size for p in other):
+        return False
+    return sorted(map(file_sha256, one)) == sorted(map(file_sha256, other))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cxrl.errors import CxrlError
 from cxrl.models.base import DTYPES
+from cxrl.models.weight_check import not_finite, state_problem
 from cxrl.scorers.choice import ModelChoice, check_digest, check_present
 from cxrl.scorers.pickles import read_pickled_state
 from cxrl.scorers.validity import film_validity
@@ -63,19 +64,30 @@ def read_state(choice: ModelChoice) -> dict[str, Tensor]:
     if choice.sha256:
         check_digest(choice.path, choice.sha256, choice.option)
     try:
-        return load_file(choice.path)
+        # Copies, as in cxrl.storage.reading.
+        return {name: tensor.clone() for name, tensor in load_file(choice.path).items()}
     except (SafetensorError, OSError) as error:
         raise CxrlError(f"{choice.option}: cannot read {choice.path}: {error}") from None
 
 
 def put_weights(network: Any, state: dict[str, Tensor], choice: ModelChoice, device: torch.device) -> Any:
-    """A network on the meta device with the weights in it, frozen, on the device, in the choice's dtype."""
+    """A network on the meta device with the weights in it, frozen, on the device, in the choice's dtype.
+
+    Raises:
+        CxrlError: A tensor is missing, too many, of another shape or not finite; it is named.
+    """
+    if problem := state_problem(network.state_dict(), state):
+        raise CxrlError(f"{choice.option}: {choice.path} holds another network, or is damaged: it {problem}")
     try:
         network.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CxrlError(f"{choice.option}: {choice.path} holds another network ({reason})") from None
-    return network.to(device=device, dtype=DTYPES[choice.dtype]).eval().requires_grad_(False)
+    network = network.to(device=device, dtype=DTYPES[choice.dtype]).eval().requires_grad_(False)
+    if choice.dtype != "float32" and (problem := not_finite(network.state_dict())):
+        section = choice.option.partition(".")[0]
+        raise CxrlError(f"{choice.option}: {choice.path} {problem} in {choice.dtype}; see --{section}.dtype")
+    return network
 
 
 class XrvClassifier:

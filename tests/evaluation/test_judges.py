@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cxrl.config import Config
@@ -222,6 +224,46 @@ def test_damaged_judges_are_named(tmp_path: Path) -> None:
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(CxrlError, match=r"reference\.safetensors cannot be read"):
         load_judges(str(tmp_path))
+
+
+def test_a_damaged_reference_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "judges"
+    shutil.copytree(ASSETS / "judges", folder)
+    path = folder / "reference.safetensors"
+    whole = load_file(path)
+    features, scale = whole["features"], whole["scale"]
+    bad, zero = features.clone(), scale.clone()
+    bad[-1, -1], zero[3] = torch.nan, 0.0
+    narrow, short = features[:, :64].contiguous(), scale[:64].clone()
+    for other_features, other_scale, words in (
+        (features, None, "it has no tensor scale"),
+        (None, scale, "it has no tensor features"),
+        (narrow, scale, "it has a tensor features of shape (2000, 64), expected (2000, 128)"),
+        (features, short, "it has a tensor scale of shape (64,), expected (128,)"),
+        (bad, scale, "it has a tensor features that holds nan"),
+        (features[:1].clone(), scale, "it has features of 1 films, expected at least two"),
+        (features, zero, "it has a scale that is not above zero"),
+    ):
+        tensors = {"features": other_features, "scale": other_scale}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+        with pytest.raises(CxrlError) as told:
+            load_judges(str(folder))
+        assert str(told.value).startswith(f"{path} cannot be read ({words}")
+    save_file(whole, path)
+    load_judges(str(folder))
+
+
+def test_a_judge_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "judges"
+    shutil.copytree(ASSETS / "judges", folder)
+    path = folder / "diagnosis.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["head.bias"][0] = torch.nan
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CxrlError, match=r"diagnosis\.safetensors .*has a tensor head\.bias that holds nan"):
+        load_judges(str(folder))
 
 
 def test_what_the_summary_asks_for_is_there() -> None:

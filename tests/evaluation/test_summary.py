@@ -178,3 +178,35 @@ def test_a_summary_of_256_images_is_quick():
     evaluate_images(images, PromptBatch.repeat(prompts(64), 4), judges, seed=0, bootstrap=1000)
     # The whole summary may take 15 s on one core; the networks of the judges need their part of it.
     assert time.process_time() - started < 12
+
+
+@pytest.mark.parametrize(
+    ("output", "task"),
+    [
+        ("posture", "posture"),
+        ("classify", "diagnosis"),
+        ("features", "diagnosis"),
+        ("image_embeds", "consistency"),
+        ("text_embeds", "consistency"),
+    ],
+)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_judge_that_gives_no_number_is_named(monkeypatch, output, task, bad):
+    judges = FakeJudges()
+    judges.description = {task: "a model"}
+    original = getattr(judges, output)
+
+    def broken(inputs):
+        scores = original(inputs).clone()
+        scores[-1, 0] = bad
+        return scores
+
+    monkeypatch.setattr(judges, output, broken)
+    batch = PromptBatch.repeat(prompts(6), 3)
+    words = (
+        "1 of 6 reports, first for report 5"
+        if output == "text_embeds"
+        else "1 of 18 images, first for image 17"
+    )
+    with pytest.raises(CxrlError, match=rf"^eval\.{task}: the judge a model gives values .* for {words}; "):
+        evaluate_images(pictures(18), batch, judges, seed=0, bootstrap=0)

@@ -67,6 +67,13 @@ def test_the_three_of_the_paper_are_known(registry: dict[str, base.Factory]) -> 
     assert set(base.BUILT_IN) <= set(registry)
 
 
+def test_which_rewards_are_the_user_s_own(registry: dict[str, base.Factory]) -> None:
+    assert base.own_rewards(["posture", "diagnosis", "consistency"]) == []
+    for name in ("mine", "posture"):
+        base.register_reward(name)(lambda path, device: Given(torch.zeros(1)))
+    assert base.own_rewards(["posture", "mine", "diagnosis"]) == ["posture", "mine"]
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("postur", "did you mean posture?"), ("qqq", "known: consistency, diagnosis, posture")],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cxrl.errors import CxrlError
 from cxrl.scorers.choice import MissingFile, ModelChoice, file_sha256
@@ -129,6 +131,68 @@ def test_a_folder_that_is_not_there_and_a_hub_id_say_what_to_do(tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFile):
         ImageTextModel(choice(tmp_path / "empty"), "cpu")
+
+
+def drop(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {n: t for n, t in tensors.items() if n != name}
+
+
+def damaged(tensors: dict[str, torch.Tensor], name: str) -> Iterator[tuple[dict[str, torch.Tensor], str]]:
+    """The tensors with one of them damaged in every way, and what is to be said."""
+    yield drop(tensors, name), f"has no tensor {name}"
+    yield {**drop(tensors, name), f"other.{name}": tensors[name]}, f"has no tensor {name}"
+    yield {**tensors, name: torch.zeros(3, 5)}, f"has a tensor {name} of shape (3, 5), expected ("
+    for value in (torch.nan, torch.inf):
+        changed = tensors[name].clone()
+        changed.view(-1)[-1] = value
+        yield {**tensors, name: changed}, f"has a tensor {name} that holds {value}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_tensor_is_named(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders[kind], folder)
+    path = folder / "model.safetensors"
+    whole = load_file(path)
+    names = sorted(whole)
+    last = "visual_projection.weight" if kind == "clip" else names[-1]
+    for name in (names[0], names[len(names) // 2], last) if kind == "clip" else (last,):
+        for tensors, words in damaged(whole, name):
+            save_file(tensors, path, metadata={"format": "pt"})
+            with pytest.raises(CxrlError) as told:
+                ImageTextModel(choice(folder), "cpu")
+            start = f"rewards.consistency: cannot load {folder}: model.safetensors {words}"
+            assert str(told.value).startswith(start)
+    save_file({f"module.{n}": t for n, t in whole.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(CxrlError, match=r"has no tensor .*, but one named module\."):
+        ImageTextModel(choice(folder), "cpu")
+
+
+def test_positions_of_older_files_and_heads_beside_the_model_are_passed_over(
+    folders: dict[str, Path], models: dict[str, ImageTextModel], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["clip"], folder)
+    path = folder / "model.safetensors"
+    beside = {
+        "text_model.embeddings.position_ids": torch.arange(77)[None],
+        "classifier.weight": torch.ones(2),
+    }
+    save_file(load_file(path) | beside, path, metadata={"format": "pt"})
+    assert torch.equal(
+        ImageTextModel(choice(folder), "cpu").text_embeds(TEXTS), models["clip"].text_embeds(TEXTS)
+    )
+
+
+def test_shards_are_read(folders: dict[str, Path], models: dict[str, ImageTextModel], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["clip"], folder)
+    (folder / "model.safetensors").unlink()
+    network = transformers.CLIPModel.from_pretrained(folders["clip"])
+    network.save_pretrained(folder, max_shard_size="20KB")
+    made = choice(folder)
+    assert len(made.weights) > 1
+    assert torch.equal(ImageTextModel(made, "cpu").text_embeds(TEXTS), models["clip"].text_embeds(TEXTS))
 
 
 def test_other_models_pickles_and_digests_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

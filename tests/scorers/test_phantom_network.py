@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -114,6 +115,38 @@ def test_an_unknown_trunk_is_refused() -> None:
         Scorer(ScorerConfig("posture", "vit", 4, 32, 5))
 
 
+def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[-1] = value
+    return changed
+
+
+@pytest.mark.parametrize("task", ["posture", "consistency"])
+def test_a_damaged_tensor_is_named(task: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    save_scorer(scorer(task), path)
+    whole, metadata = load_file(path), {"config": json.dumps(dataclasses.asdict(scorer(task).config))}
+    floating = [name for name, tensor in whole.items() if tensor.is_floating_point()]
+    for name in floating[:: len(floating) // 4]:
+        others = {n: t for n, t in whole.items() if n != name}
+        for tensors, told_of in (
+            (others, f"it has no tensor {name}"),
+            (
+                {**others, f"other.{name}": whole[name]},
+                f"it has no tensor {name}, but one named other.{name}",
+            ),
+            ({**whole, f"other.{name}": whole[name].clone()}, f"it has a tensor other.{name}, for which"),
+            ({**whole, name: torch.zeros(3, 5)}, f"it has a tensor {name} of shape (3, 5), expected ("),
+            ({**whole, name: whole[name].to(torch.int8)}, f"it has a tensor {name} of torch.int8, expected"),
+            ({**whole, name: with_value(whole[name], torch.nan)}, f"it has a tensor {name} that holds nan"),
+            ({**whole, name: with_value(whole[name], torch.inf)}, f"it has a tensor {name} that holds inf"),
+        ):
+            save_file(tensors, path, metadata=metadata)
+            with pytest.raises(CxrlError) as told:
+                load_scorer(path)
+            assert str(told.value).startswith(f"{path} cannot be read ({told_of}")
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     with pytest.raises(CxrlError, match=r"s\.safetensors is missing; `python -m cxrl\.pretrain"):
@@ -129,5 +162,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_scorer(path)
     fields = {"task": "posture", "trunk": "resnet", "width": 8, "image_size": 32, "num_outputs": 6}
     save_file(tensors, path, metadata={"config": json.dumps({**fields, "vocabulary": []})})
-    with pytest.raises(CxrlError, match=r"s\.safetensors cannot be read .*[Ss]tate_dict"):
+    with pytest.raises(
+        CxrlError, match=r"has a tensor trunk\.0\.weight of shape \(4, 1, 5, 5\), expected \(8, 1"
+    ):
         load_scorer(path)

@@ -17,7 +17,7 @@ from cxrl.errors import CxrlError
 from cxrl.findings import CHEXPERT_FINDINGS
 from cxrl.scorers.choice import PSPNET, XRV_FILES, XRV_URL, MissingFile, ModelChoice, file_sha256
 from cxrl.scorers.pickles import read_pickled_state
-from cxrl.scorers.xrv_densenet import XrvClassifier, import_xrv, operating_point, square
+from cxrl.scorers.xrv_densenet import XrvClassifier, import_xrv, operating_point, put_weights, square
 
 CHEX = "densenet121-res224-chex"
 
@@ -160,6 +160,47 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(CxrlError, match=r"other\.pt holds another network"):
         XrvClassifier(choice(tmp_path / "other.pt"), "cpu")
+
+
+def test_a_damaged_tensor_is_named(densenet: Path, tmp_path: Path) -> None:
+    state = read_pickled_state(densenet, sha256=file_sha256(densenet), option="x")
+    path = tmp_path / "d.safetensors"
+    made = ModelChoice("rewards", "diagnosis", f"{CHEX}:{path}", Path())
+    with torch.device("meta"):
+        network = import_xrv().models.DenseNet()
+    floating = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    for name in (floating[0], floating[len(floating) // 2], floating[-1]):
+        others = {n: t for n, t in state.items() if n != name}
+        bad = {value: state[name].clone() for value in (torch.nan, torch.inf)}
+        for value, tensor in bad.items():
+            tensor.view(-1)[-1] = value
+        for tensors, words in (
+            (others, f"has no tensor {name}"),
+            ({**others, f"other.{name}": state[name]}, f"has no tensor {name}, but one named other.{name}"),
+            ({**state, f"other.{name}": state[name]}, f"has a tensor other.{name}, for which"),
+            ({**state, name: torch.zeros(3, 5)}, f"has a tensor {name} of shape (3, 5), expected ("),
+            ({**state, name: bad[torch.nan]}, f"has a tensor {name} that holds nan"),
+            ({**state, name: bad[torch.inf]}, f"has a tensor {name} that holds inf"),
+        ):
+            with pytest.raises(CxrlError) as told:
+                put_weights(network, tensors, made, torch.device("cpu"))
+            start = f"rewards.diagnosis: {made.path} holds another network, or is damaged: it {words}"
+            assert str(told.value).startswith(start)
+    save_file(
+        {name: t.contiguous() for name, t in {**state, floating[-1]: bad[torch.nan]}.items()}, made.path
+    )
+    with pytest.raises(CxrlError, match=f"it has a tensor {floating[-1]} that holds nan"):
+        XrvClassifier(made, "cpu")
+
+
+def test_a_value_too_large_for_the_dtype_is_named(densenet: Path, tmp_path: Path) -> None:
+    state = read_pickled_state(densenet, sha256=file_sha256(densenet), option="x")
+    state["classifier.bias"] = torch.full_like(state["classifier.bias"], 1e6)
+    made = choice(densenet, dtype="float16")
+    with torch.device("meta"):
+        network = import_xrv().models.DenseNet()
+    with pytest.raises(CxrlError, match=r"classifier\.bias that holds inf in float16; see --rewards\.dtype"):
+        put_weights(network, state, made, torch.device("cpu"))
 
 
 def test_loading_draws_no_random_numbers_and_leaves_warnings_on(densenet: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def choice(cache: Path) -> ModelChoice:
     digest = file_sha256(cache / XRV_FILES[PSPNET].file)
     return ModelChoice("rewards", "posture", PSPNET, Path(), cache=cache, sha256=digest, batch_size=1)
+
+
+def test_a_damaged_tensor_is_named(cache: Path, choice: ModelChoice, tmp_path: Path) -> None:
+    path = tmp_path / XRV_FILES[PSPNET].file
+    state = torch.load(cache / XRV_FILES[PSPNET].file, weights_only=True)
+    name = "classification.weight"
+    bad = torch.tensor(torch.nan).expand(state[f"module.{name}"].shape)
+    without = {n: t for n, t in state.items() if n != f"module.{name}"}
+    for tensors, words in (
+        (without, f"has no tensor {name}"),
+        ({**state, f"module.{name}": bad}, f"has a tensor {name} that holds nan"),
+    ):
+        torch.save(tensors, path)
+        made = dataclasses.replace(choice, cache=tmp_path, sha256=file_sha256(path))
+        with pytest.raises(CxrlError, match=f"^rewards.posture: .* it {words}"):
+            AnatomicalPosture(made, "cpu")
 
 
 def test_the_structures_are_the_library_s() -> None:

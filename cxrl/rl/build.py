@@ -14,7 +14,7 @@ from cxrl.evaluation.judges import build_judges
 from cxrl.evaluation.summary import JudgeModels
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
-from cxrl.rewards.base import Reward, build_rewards, check_labels
+from cxrl.rewards.base import Reward, build_rewards, check_labels, own_rewards
 from cxrl.rl.anchor import Anchors
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
@@ -23,6 +23,7 @@ from cxrl.rl.rollout import Sampler
 from cxrl.rl.seeding import derive_seed
 from cxrl.rl.update import Updater
 from cxrl.scorers.choice import model_choices, phantom_models
+from cxrl.scorers.digests import scorer_digests
 
 Prompts = tuple[Sequence[ReportPrompt], Sequence[ReportPrompt]]
 
@@ -40,6 +41,7 @@ class Parts:
         anchors: Draw what its images are compared with.
         evaluator: Judges it.
         limits: Stop it.
+        digests: Option → digest of the files that a reward or judge was made of.
         notes: What the user should know of the reports and models.
     """
 
@@ -51,6 +53,7 @@ class Parts:
     anchors: Anchors
     evaluator: Evaluator
     limits: Limits
+    digests: Mapping[str, str]
     notes: tuple[str, ...]
 
 
@@ -110,8 +113,17 @@ def build(
         anchors=Anchors(sampler, config, engine),
         evaluator=Evaluator(sampler, held_out, judged_by, config, engine),
         limits=Limits(config.train, policy),
+        digests=_digests(config, made=rewards is not None, judged=judges is not None),
         notes=tuple(note for note in notes if note),
     )
+
+
+def _digests(config: Config, *, made: bool, judged: bool) -> dict[str, str]:
+    """Of the models that the configuration names; ``made`` and ``judged``: where they came as objects."""
+    of_rewards = {} if made else model_choices(config, "rewards")
+    of_judges = {} if judged else model_choices(config, "eval")
+    own = config.rewards.names if made else own_rewards(config.rewards.names)
+    return scorer_digests((*of_rewards.values(), *of_judges.values()), own)
 
 
 def prompts_digest(prompts: Sequence[ReportPrompt]) -> str:

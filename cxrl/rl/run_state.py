@@ -2,7 +2,8 @@
 
 The parts know their own state (``state`` and ``load_state`` of Policy, Updater, AnchorBank, Limits and
 RewardUnits); this collects them, and notes what they belong to: the run, the settings that decide what is
-learned, the base and the reports. A checkpoint of anything else is refused with the first that differs.
+learned, the base, the rewards and the reports. A checkpoint of anything else is refused with the first that
+differs.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class RunState:
         kept_epoch: Whose averaged weights are the run's result; earlier than ``epoch`` once the limits were
             passed.
         units: Fixed scale of the rewards, from the first rollout on.
+        notes: What the user should know of the checkpoint that was loaded.
     """
 
     def __init__(self, config: Config, parts: Parts, engine: Engine) -> None:
         self.config, self.parts, self.engine = config, parts, engine
         self.epoch = self.kept_epoch = 0
         self.units: RewardUnits | None = None
+        self.notes: tuple[str, ...] = ()
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._prompts = prompts_digest(parts.prompts)
 
@@ -113,7 +116,7 @@ class RunState:
             for file, named in state.tensors.items():
                 tensors.setdefault(file, {}).update(named)
             numbers |= state.numbers
-        numbers |= {"prompts": self._prompts, "settings": settings(self.config)}
+        numbers |= {"prompts": self._prompts, "settings": settings(self.config), "models": dict(p.digests)}
         return Checkpoint(tensors, numbers, p.policy.describe())
 
     def _check_identity(self, checkpoint: Checkpoint, run_dir: RunDir, path: Path) -> None:
@@ -128,6 +131,18 @@ class RunState:
         check_fingerprint(
             checkpoint.policy.get("base_fingerprint"), policy.fingerprint, str(path), policy.base.path
         )
+        models = field(state, "models", dict, str(path))
+        changed = [
+            n for n in sorted({*models, *self.parts.digests}) if models.get(n) != self.parts.digests.get(n)
+        ]
+        rewards = [name for name in changed if name.startswith("rewards.")]
+        if rewards:
+            raise CxrlError(
+                f"{rewards[0]}: its files are others than when the run in {path} was started; put them back, "
+                "or start another --run-dir"
+            )
+        if changed:
+            self.notes += (f"warning: other judges than before: {', '.join(changed)}",)
         if state.get("prompts") != self._prompts:
             raise CxrlError(
                 f"{path}: the training reports or their labels are others than when the run was started; put "

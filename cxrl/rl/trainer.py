@@ -107,7 +107,8 @@ class Trainer:
                 path = self.state.load(self.run_dir)
                 where = f"resuming after epoch {self.state.epoch} from {path}"
                 nothing = f"no checkpoint in {self.run_dir.path}: starting from the beginning"
-                self.reporter.message(where if path else nothing)
+                for line in (where if path else nothing, *self.state.notes):
+                    self.reporter.message(line)
             if self.engine.is_main:
                 for line in self.run_dir.roll_back(self.state.epoch):
                     self.reporter.message(line)

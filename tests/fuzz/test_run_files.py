@@ -20,7 +20,8 @@ from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.adapter import load_adapter, read_description
-from cxrl.models.base import load_base, load_tokenizer
+from cxrl.models.base import load_base
+from cxrl.models.base_files import load_tokenizer
 from cxrl.models.policy import Policy
 from cxrl.output.report import report_page
 from cxrl.rl.trainer import Trainer

@@ -132,9 +132,22 @@ def test_other_reports_are_refused(config: Config, run: Path, fakes: dict[str, A
         start(config, run, fakes, resume=True)
 
 
+def test_other_reward_files_are_refused_and_other_judges_told(
+    config: Config, run: Path, fakes: dict[str, Any]
+) -> None:
+    path = checkpoints(run / "checkpoints")[-1]
+    change(path, lambda state: state["models"].update({"eval.posture": "0" * 64}))
+    reporter = Messages()
+    start(config, run, fakes, resume=True, reporter=reporter)
+    assert "warning: other judges than before: eval.posture" in reporter.texts
+    change(path, lambda state: state["models"].update({"rewards.posture": "0" * 64}))
+    with pytest.raises(CxrlError, match=r"rewards.posture: its files are others than when the run"):
+        start(config, run, fakes, resume=True)
+
+
 NAMES = (
     "format", "run", "epoch", "kept_epoch", "wall_seconds", "step", "ema_updates", "good_epoch", "strikes",
-    "stopped_early", "limits", "settings", "prompts",
+    "stopped_early", "limits", "settings", "prompts", "models",
 )  # fmt: skip
 
 

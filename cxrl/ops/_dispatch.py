@@ -200,9 +200,12 @@ def device_key(device_type: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
-def table_path(device_type: str) -> Path:
-    """Where :mod:`cxrl.ops.tune` keeps its table for this device."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def table_path(device_type: str) -> Path | None:
+    """Where :mod:`cxrl.ops.tune` keeps its table for this device; None for a user without a home."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no HOME and no entry in passwd, as in containers
+        return None
     return Path(cache) / "cxrl" / f"ops-{device_key(device_type)}.json"
 
 
@@ -212,13 +215,15 @@ def _tuned(device_type: str) -> dict[str, dict[str, str]]:
     if device_type == "cuda" and not torch.cuda.is_available():
         return {}
     path = table_path(device_type)
-    if not path.exists():
+    if path is None:
         return {}
     try:
         table = json.loads(path.read_text())
         if table["version"] == TABLE_VERSION:
             return table["choices"]
         problem = f"version {table['version']}, expected {TABLE_VERSION}"
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = repr(error)
     _LOGGER.warning("%s is ignored (%s); python -m cxrl.ops.tune writes it anew", path, problem)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,14 +133,12 @@ def tune(device: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def save(table: dict[str, Any], device: str) -> str:
+def save(table: dict[str, Any], path: Path) -> None:
     """Write the table in one step, so that a reader never sees half of it."""
-    path = _dispatch.table_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(table, file, indent=1)
     os.replace(file.name, path)
-    return str(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,9 +155,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.repeats < 1:
         print(f"error: --repeats {options.repeats}; expected 1 or more", file=sys.stderr)
         return 2
+    path = _dispatch.table_path(options.device)
+    if path is None and not options.dry_run:
+        print("error: this user has no home for the table; set XDG_CACHE_HOME, or --dry-run", file=sys.stderr)
+        return 2
     table = tune(options.device, options.repeats)
-    if not options.dry_run:
-        print(f"written to {save(table, options.device)}")
+    if path is not None and not options.dry_run:
+        save(table, path)
+        print(f"written to {path}")
         _dispatch.forget_choices()
     return 0
 

@@ -120,8 +120,8 @@ def _attention_case(dim: int, dtype: torch.dtype, cross: bool) -> Callable[[], N
         extra = (_meta(8, 8, dim, dtype=dtype), _meta(8, 8, dim, dtype=dtype)) if cross else (None, None)
         index = _meta(16, dtype=torch.int64) if cross else None
         arguments = (q, k, v, *extra, index, dim**-0.5)
-        out = _allocate(*arguments, "triton")
-        attention.attention(*arguments, out)
+        out = _allocate(*arguments, False, "triton")
+        attention.attention(*arguments, False, out)
         gradients = _allocate_backward(out[0], *arguments)
         attention.attention_backward(out[0], *arguments, *out, gradients)
 

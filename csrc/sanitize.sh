@@ -29,5 +29,5 @@ runtimes=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):
 env LD_PRELOAD="$runtimes" ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1:abort_on_error=0 \
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 CXRL_TEST_EXTENSION="${module[0]}" CUDA_VISIBLE_DEVICES="" \
   PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" \
-  "$python" -m pytest -q -p no:cacheprovider -m "not slow" tests/ops/test_attention.py \
-  tests/ops/test_pairwise_comparison.py tests/ops/test_trajectory_log_prob.py "$@"
+  "$python" -m pytest -q -p no:cacheprovider -m "not slow" tests/ops/fuzz_arguments.py \
+  tests/ops/test_attention.py tests/ops/test_pairwise_comparison.py tests/ops/test_trajectory_log_prob.py "$@"

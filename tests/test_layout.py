@@ -30,7 +30,7 @@ def op_files(folder: str, pattern: str, prefix: str = "") -> set[str]:
     [
         ("cxrl/ops", "[a-z]*.py", "", {"tune"}),
         ("csrc/cpu", "*.cpp", "", {"dispatch", "kernels"}),
-        ("tests/ops", "test_*.py", "test_", {"dispatch", "tune", *TESTS_OF_BACKENDS}),
+        ("tests/ops", "test_*.py", "test_", {"compiled", "dispatch", "tune", *TESTS_OF_BACKENDS}),
         ("benchmarks", "test_*.py", "test_", {"phantom", "rollout", "train_step"}),
     ],
 )

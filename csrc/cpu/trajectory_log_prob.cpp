@@ -99,7 +99,7 @@ float log_prob_of(const double* partial, int64_t tiles, int64_t row_size, float 
   double total = 0.0;
   for (int64_t i = 0; i < tiles; ++i) total += partial[i];
   const double s = sigma;
-  const double mean = row_size ? total / static_cast<double>(row_size) : 0.0;
+  const double mean = total / static_cast<double>(row_size);  // of no elements: nan, as in PyTorch
   return static_cast<float>(-0.5 * mean / (s * s) - std::log(s) - kHalfLogTwoPi);
 }
 

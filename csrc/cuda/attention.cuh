@@ -151,7 +151,8 @@ __global__ void __launch_bounds__(ForwardTiling<T, kDim>::kThreads, 1)
       factor[r] = kv < 0 ? not_a_number() : 1.0f / whole_row;
       const int n = own + lane / 4 + r * 8;
       if (n < count && lane % 4 == 0)
-        a.log_sum_exp[(b * a.heads + h) * a.queries + first + n] = (top[r] + log2f(whole_row)) * kLn2;
+        a.log_sum_exp[(b * a.heads + h) * a.queries + first + n] =
+            kv < 0 ? not_a_number() : (top[r] + log2f(whole_row)) * kLn2;
     }
     store_rows<T, kDim>(sum, factor, q + own * S::kStride, a.out, b, h, first + own, count - own, a.dim);
   }

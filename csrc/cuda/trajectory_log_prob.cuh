@@ -169,7 +169,7 @@ __device__ __forceinline__ void finish_row(const StepArguments& a, int64_t row, 
   if (threadIdx.x != 0) return;
   float mean = 0.0f;
   if (a.tiles == 1) {
-    mean = a.row_size > 0 ? tile_sum / static_cast<float>(a.row_size) : 0.0f;
+    mean = a.row_size > 0 ? tile_sum / static_cast<float>(a.row_size) : not_a_number();
   } else {
     volatile float* partial = a.partial + row * a.tiles;
     partial[tile] = tile_sum;

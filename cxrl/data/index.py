@@ -202,7 +202,7 @@ def cached_index(
         return build()
     digest = hashlib.sha256(json.dumps({"format": FORMAT, **key}, sort_keys=True).encode()).hexdigest()
     path = folder / f"{key['source']}-{digest[:16]}.jsonl"
-    if not rebuild and path.is_file():
+    if not rebuild and os.path.isfile(path):  # False also where the folder may not be looked into
         try:
             index = _read(path, digest)
         except (ValueError, KeyError, TypeError, OSError) as error:

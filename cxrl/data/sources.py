@@ -99,12 +99,16 @@ def _source(config: DataConfig) -> tuple[list[Path], Callable[[DataConfig], Inde
 
 
 def cache_folder(config: DataConfig) -> Path | None:
-    """Where indexes are kept; None where they are not."""
+    """Where indexes are kept; None where they are not, as for a user without a home."""
     if config.cache == "none":
         return None
     if config.cache:
         return Path(config.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrl" / "index"
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no HOME and no entry in passwd, as in containers
+        return None
+    return Path(cache) / "cxrl" / "index"
 
 
 def _checked(index: Index, config: DataConfig) -> Index:

@@ -186,7 +186,7 @@ def pairwise_comparison(
 
 
 def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tensor, out: Tensor) -> None:
-    weights = weights.contiguous()
+    weights, slope = weights.contiguous(), slope.contiguous()
     _C.pairwise_comparison_backward(
         grad_score.data_ptr(),
         grad_score.stride(0),

@@ -1,4 +1,4 @@
-"""Which backend runs an op, and how a compiled backend becomes a torch op.
+"""Which backend runs an op.
 
 An op's public function checks its arguments, asks :func:`select` for a backend and calls it. ``reference``,
 ``sdpa`` and ``xformers`` are plain differentiable PyTorch in the op's own file. The compiled ones live in
@@ -25,14 +25,13 @@ from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
-from torch import Tensor
 
 BACKENDS = ("auto", "reference", "sdpa", "cpp", "triton", "cuda", "xformers")
 ENVIRONMENT_VARIABLE = "CXRL_BACKEND"
 TABLE_VERSION = 1
 
 _FILE_OF_OP = {"denoise_step": "trajectory_log_prob", "group_win_rate": "pairwise_comparison"}
-_COMPILED = {"cpp": "cxrl.ops._cpp", "cuda": "cxrl.ops._cuda", "triton": "cxrl_kernels.{file}"}
+COMPILED = {"cpp": "cxrl.ops._cpp", "cuda": "cxrl.ops._cuda", "triton": "cxrl_kernels.{file}"}
 _PLAIN = {"attention": ("reference", "sdpa", "xformers")}
 # What auto tries, in order, unless cxrl.ops.tune has measured this device. The last entry always works.
 _AUTO = {
@@ -48,7 +47,6 @@ _AUTO_ATTENTION = {
     ("cuda", "many"): ("sdpa",),
 }
 _LOGGER = logging.getLogger("cxrl")
-_LIBRARY = torch.library.Library("cxrl", "FRAGMENT")
 _REMEMBERED: list[Any] = []
 
 P = ParamSpec("P")
@@ -64,13 +62,13 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
 
 def backends_of(op: str) -> tuple[str, ...]:
     """The backends that ``op`` has anywhere, whether or not they run here."""
-    return (*_PLAIN.get(op, ("reference",)), *_COMPILED)
+    return (*_PLAIN.get(op, ("reference",)), *COMPILED)
 
 
 @remembered
 def provider(op: str, backend: str) -> ModuleType:
     """The module that holds a compiled backend of ``op``; ImportError with the reason where there is none."""
-    return importlib.import_module(_COMPILED[backend].format(file=_FILE_OF_OP.get(op, op)))
+    return importlib.import_module(COMPILED[backend].format(file=_FILE_OF_OP.get(op, op)))
 
 
 def unavailable_reason(
@@ -95,7 +93,7 @@ def unavailable_reason(
     try:
         module = provider(op, backend)
     except ImportError as error:
-        return f"{_COMPILED[backend].format(file=_FILE_OF_OP.get(op, op))} cannot be imported: {error}"
+        return f"{COMPILED[backend].format(file=_FILE_OF_OP.get(op, op))} cannot be imported: {error}"
     if not hasattr(module, op):
         return f"{module.__name__} does not implement it"
     missing = [need for need in needs if need not in module.SUPPORTED]
@@ -202,9 +200,12 @@ def device_key(device_type: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
-def table_path(device_type: str) -> Path:
-    """Where :mod:`cxrl.ops.tune` keeps its table for this device."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def table_path(device_type: str) -> Path | None:
+    """Where :mod:`cxrl.ops.tune` keeps its table for this device; None for a user without a home."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no HOME and no entry in passwd, as in containers
+        return None
     return Path(cache) / "cxrl" / f"ops-{device_key(device_type)}.json"
 
 
@@ -214,13 +215,15 @@ def _tuned(device_type: str) -> dict[str, dict[str, str]]:
     if device_type == "cuda" and not torch.cuda.is_available():
         return {}
     path = table_path(device_type)
-    if not path.exists():
+    if path is None:
         return {}
     try:
         table = json.loads(path.read_text())
         if table["version"] == TABLE_VERSION:
             return table["choices"]
         problem = f"version {table['version']}, expected {TABLE_VERSION}"
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = repr(error)
     _LOGGER.warning("%s is ignored (%s); python -m cxrl.ops.tune writes it anew", path, problem)
@@ -231,115 +234,3 @@ def forget_choices() -> None:
     """Look again at the environment and at what is available. For tests and :mod:`cxrl.ops.tune`."""
     for cached in _REMEMBERED:
         cached.cache_clear()
-
-
-# What needs no dispatcher: a subclass of Tensor may want to see the call.
-_PLAIN_ARGUMENTS = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str}
-
-
-def _watched() -> bool:
-    """Whether something watches the dispatcher, so that going around it would be noticed."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-class CompiledOp:
-    """``cxrl::<name>``, the torch op of the compiled backends.
-
-    ``allocate`` takes the op's arguments and makes its empty outputs: it is the op's fake as well. The last
-    argument of the schema is ``str backend``; the kernel is that provider's function ``name``, which gets
-    the other arguments and ``out``, what ``allocate`` made, to write.
-
-    A differentiable op has a second op for its backward: ``backward(ctx, run, *grads)`` calls ``run`` with
-    that op's arguments, ``setup_context`` is autograd's.
-
-    Calls go through the torch dispatcher only when something could see the difference (compilation, fake
-    tensors, modes, transforms): at the sizes of a small latent it would cost several times the work itself.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        schema: str,
-        allocate: Callable[..., Any],
-        *,
-        setup_context: Callable[..., None] | None = None,
-        backward: Callable[..., Any] | None = None,
-        backward_op: CompiledOp | None = None,
-    ) -> None:
-        op_name = name.removesuffix("_backward")
-
-        def kernel(*args: Any) -> Any:
-            out = allocate(*args)
-            getattr(provider(op_name, args[-1]), name)(*args[:-1], out)
-            return out
-
-        self.kernel = kernel
-        self._record = kernel
-        _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"cxrl::{name}", allocate, lib=_LIBRARY)
-        self.overload = getattr(torch.ops.cxrl, name).default
-        if setup_context is not None and backward is not None and backward_op is not None:
-            run = backward_op.overload
-            torch.library.register_autograd(
-                f"cxrl::{name}",
-                lambda ctx, *grads: backward(ctx, run, *grads),
-                setup_context=setup_context,
-                lib=_LIBRARY,
-            )
-            self._record = _eager_function(name, kernel, setup_context, backward, backward_op.kernel)
-
-    def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self.overload(*args)
-        if not _PLAIN_ARGUMENTS.issuperset(map(type, args)) or _watched():
-            return self.overload(*args)
-        return self._record(*args) if wants_grad(*args) else self.kernel(*args)
-
-
-def _eager_function(
-    name: str,
-    kernel: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-    backward_kernel: Callable[..., Any],
-) -> Callable[..., Any]:
-    """The op for eager autograd, without the dispatcher."""
-
-    def eager_forward(ctx: Any, *args: Any) -> Any:
-        # In one piece: with setup_context apart, autograd binds arguments by inspect.signature, 100 µs a
-        # call.
-        out = kernel(*args)
-        setup_context(ctx, args, out)
-        return out
-
-    def eager_backward(ctx: Any, *grads: Any) -> Any:
-        # What once_differentiable is for, which takes 8 µs a call.
-        if torch.is_grad_enabled():
-            raise RuntimeError(f"cxrl::{name} is not twice differentiable; use backend='reference'")
-        return backward(ctx, backward_kernel, *grads)
-
-    members = {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)}
-    function: Any = type(f"cxrl_{name}", (torch.autograd.Function,), members)
-    return function.apply
-
-
-def wants_grad(*args: Any) -> bool:
-    """Whether autograd would record an op on ``args``."""
-    for argument in args:
-        if isinstance(argument, Tensor) and argument.requires_grad:
-            return torch.is_grad_enabled()
-    return False
-
-
-def empty_dense_like(t: Tensor) -> Tensor:
-    """An empty tensor like ``t``: channels last if ``t`` is, else contiguous."""
-    if t.is_contiguous():
-        return torch.empty_like(t)
-    if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(t, memory_format=torch.channels_last)
-    return torch.empty_like(t, memory_format=torch.contiguous_format)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrl.ops import _dispatch
+from cxrl.ops import _compiled, _dispatch
 
 FEW_KEYS = 256
 LITTLE_WORK = 1_300_000  # products of one score matrix; below, what a call costs outside its kernel decides
@@ -88,20 +88,23 @@ def attention(
         [B, H, N, D] in the dtype of q, differentiable in q, k, v, extra_k and extra_v.
 
     Raises:
-        ValueError: A shape, dtype, device or index does not fit; the backend cannot run.
+        ValueError: A shape, dtype, device or (on the CPU) index does not fit; the backend cannot run. A wrong
+            index on a GPU gives nan in our kernels, because looking would stall the device.
     """
     device_type = q.device.type
     if torch.is_autocast_enabled(device_type):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
-    check_attention(q, k, v, extra_k, extra_v, kv_index)
+    check_attention(q, k, v, extra_k, extra_v, kv_index, scale)
     shape = q.shape
     scale = 1.0 / math.sqrt(shape[3]) if scale is None else scale
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
     choose = _choose if torch.compiler.is_compiling() else _known_choice
     chosen = choose(backend, device_type, shape, num_keys, q.dtype)
     if chosen in _PLAIN:
+        if kv_index is not None:
+            _check_rows(kv_index, k.shape[0])
         return _PLAIN[chosen](q, k, v, extra_k, extra_v, kv_index, scale)
-    keep = _dispatch.wants_grad(q, k, v, extra_k, extra_v)
+    keep = _compiled.wants_grad(q, k, v, extra_k, extra_v)
     return _attention_op(q, k, v, extra_k, extra_v, kv_index, scale, keep, chosen)[0]
 
 
@@ -190,11 +193,14 @@ def _allocate(
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    kept = _kept_row(k, extra_k) if keep and backend == "cpp" else ()
+    return _empty_heads(q), q.new_empty((*q.shape[:3], *kept), dtype=torch.float32)
+
+
+def _kept_row(k: Tensor, extra_k: Tensor | None) -> tuple[int, ...]:
+    """Size of a row of kept probabilities; empty where the keys are too many to keep them."""
     num_keys = k.shape[2] + (0 if extra_k is None else extra_k.shape[1])
-    row: tuple[int, ...] = ()
-    if keep and backend == "cpp" and num_keys <= FEW_KEYS:
-        row = (-(-num_keys // _KEPT_ROW) * _KEPT_ROW,)
-    return _empty_heads(q), q.new_empty((*q.shape[:3], *row), dtype=torch.float32)
+    return (-(-num_keys // _KEPT_ROW) * _KEPT_ROW,) if num_keys <= FEW_KEYS else ()
 
 
 def _allocate_backward(
@@ -208,6 +214,41 @@ def _allocate_backward(
 ) -> tuple[Tensor, ...]:
     extra = [q.new_empty(0) if t is None else q.new_empty(t.shape) for t in (extra_k, extra_v)]
     return (_empty_heads(q), _empty_heads(k), _empty_heads(v), *extra)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float,
+    *others: Any,
+) -> None:
+    check_attention(q, k, v, extra_k, extra_v, kv_index, scale)
+
+
+def _check_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float,
+    out: Tensor,
+    saved: Tensor,
+    backend: str,
+) -> None:
+    check_attention(q, k, v, extra_k, extra_v, kv_index, scale)
+    for name, t in (("grad", grad), ("out", out)):
+        _compiled.check_tensor("attention", name, t, q.shape, q.dtype, q.device)
+    rows = q.shape[:3]
+    kept = backend == "cpp" and saved.ndim == 4
+    shape = (*rows, *_kept_row(k, extra_k)) if kept else rows
+    _compiled.check_tensor("attention", "saved", saved, shape, torch.float32, q.device)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -232,17 +273,19 @@ _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? extra_k, Tensor? extra_v, Te
 # Returns the result and, for the backward, in float32 the log of the softmax denominators [B, H, N]; or where
 # gradients are wanted and the keys are few, the C++ backend's probabilities [B, H, N, L + E rounded up]: as
 # eager autograd it keeps them rather than compute one product in seven again.
-_attention_op = _dispatch.CompiledOp(
+_attention_op = _compiled.CompiledOp(
     "attention",
     f"({_ARGUMENTS}, bool keep, str backend) -> (Tensor, Tensor)",
     _allocate,
+    _check,
     setup_context=_setup_context,
     backward=_backward,
-    backward_op=_dispatch.CompiledOp(
+    backward_op=_compiled.CompiledOp(
         "attention_backward",
         f"(Tensor grad, {_ARGUMENTS}, Tensor out, Tensor saved, str backend) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         _allocate_backward,
+        _check_backward,
     ),
 )
 
@@ -267,26 +310,37 @@ def _extra_fits(
     )
 
 
+def _index_fits(kv_index: Tensor, batch: int, device: torch.device) -> bool:
+    return kv_index.dtype is torch.int64 and kv_index.shape == (batch,) and kv_index.device == device
+
+
 def check_attention(
-    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, kv_index: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kv_index: Tensor | None,
+    scale: float | None,
 ) -> None:
-    """Refuse arguments whose shape, dtype, device or index does not fit, naming the one that is wrong."""
+    """Refuse arguments whose shape, dtype or device does not fit, naming the one that is wrong."""
     shape, dtype, device, keys = q.shape, q.dtype, q.device, k.shape
     if (
         len(shape) == 4 == len(keys)
         and dtype in ATTENTION_DTYPES
         and dtype is k.dtype is v.dtype
-        and shape[:2] == keys[:2]
-        and shape[3] == keys[3]
+        and shape[1] == keys[1]
+        and shape[3] == keys[3] > 0
         and keys[2] > 0
         and keys == v.shape
         and k.device == device == v.device
-        and kv_index is None
+        and (shape[0] == keys[0] if kv_index is None else _index_fits(kv_index, shape[0], device))
         and _extra_fits(shape, dtype, device, extra_k, extra_v)
+        and (scale is None or math.isfinite(scale))
     ):
         return  # the usual call, in a few microseconds
-    if q.ndim != 4 or q.dtype not in ATTENTION_DTYPES:
-        raise ValueError(f"attention: q must be floating [B, H, N, D], got {q.dtype} {tuple(q.shape)}")
+    if q.ndim != 4 or q.dtype not in ATTENTION_DTYPES or q.shape[3] < 1:
+        raise ValueError(f"attention: q must be floating [B, H, N, D >= 1], got {q.dtype} {tuple(q.shape)}")
     batch, heads, _, dim = q.shape
     if k.ndim != 4 or k.shape[1] != heads or k.shape[3] != dim or k.shape[2] < 1:
         raise ValueError(f"attention: k must be [Bk, {heads}, L >= 1, {dim}], got {tuple(k.shape)}")
@@ -309,20 +363,26 @@ def check_attention(
             raise ValueError(
                 f"attention: {name} is {tensor.dtype} on {tensor.device}, q is {q.dtype} on {q.device}"
             )
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"attention: scale must be finite, got {scale}")
     if kv_index is None:
         if k.shape[0] != batch:
             raise ValueError(
                 f"attention: k has {k.shape[0]} rows for {batch} of q; give kv_index to share keys"
             )
         return
-    if kv_index.dtype != torch.int64 or kv_index.shape != (batch,) or kv_index.device != q.device:
+    if not _index_fits(kv_index, batch, q.device):
         raise ValueError(
             f"attention: kv_index must be int64 [{batch}] on {q.device}, got {kv_index.dtype} "
             f"{tuple(kv_index.shape)} on {kv_index.device}"
         )
-    if kv_index.device.type == "cpu" and not torch.compiler.is_compiling() and kv_index.numel():
-        low, high = int(kv_index.min()), int(kv_index.max())
-        if low < 0 or high >= k.shape[0]:
-            raise ValueError(
-                f"attention: kv_index reaches from {low} to {high}, expected 0 to {k.shape[0] - 1}"
-            )
+
+
+def _check_rows(kv_index: Tensor, num_rows: int) -> None:
+    """Refuse an index of a row that k does not have. Looks at values: CPU only."""
+    if kv_index.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bad = (kv_index < 0) | (kv_index >= num_rows)
+    if bool(bad.any()):
+        b = int(bad.nonzero()[0])
+        raise ValueError(f"attention: kv_index[{b}] = {int(kv_index[b])}, expected 0 to {num_rows - 1}")

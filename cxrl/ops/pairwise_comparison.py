@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrl.ops import _dispatch
+from cxrl.ops import _compiled, _dispatch
 
 FORMS = ("difference", "win", "bradley_terry", "direct")
 DEFAULT_MIN_STD = 1e-6
@@ -104,7 +104,7 @@ def pairwise_comparison(
     """
     check_comparison(rewards, anchors, prompt, weights, form, min_std, temperature)
     needs: tuple[str, ...] = ("float64",) if rewards.dtype == torch.float64 else ()
-    if _dispatch.wants_grad(anchors, weights, min_std):
+    if _compiled.wants_grad(anchors, weights, min_std):
         needs += ("gradients of anchors, weights or min_std",)
     chosen = _dispatch.select("pairwise_comparison", backend, rewards.device.type, needs, form)
     if chosen != "reference":
@@ -220,7 +220,24 @@ def _allocate_comparison(
 
 
 def _allocate_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tensor, backend: str) -> Tensor:
-    return torch.empty_like(slope)
+    return slope.new_empty(slope.shape)
+
+
+def _check_comparison_op(*args: Any) -> None:
+    check_comparison(*args[:-1])
+
+
+def _check_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tensor, backend: str) -> None:
+    op = "pairwise_comparison"
+    if slope.ndim != 2 or slope.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{op}: slope must be float32 [N, K], got {slope.dtype} {tuple(slope.shape)}")
+    shape, dtype, device = slope.shape, slope.dtype, slope.device
+    _compiled.check_tensor(op, "grad_score", grad_score, shape[:1], dtype, device)
+    _compiled.check_tensor(op, "weights", weights, shape[1:], dtype, device)
+
+
+def _check_group(rewards: Tensor, prompt: Tensor, backend: str) -> None:
+    _check_rewards("group_win_rate", rewards, prompt)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -239,20 +256,23 @@ _ARGUMENTS = (
     "Tensor rewards, Tensor anchors, Tensor prompt, Tensor weights, str form, Tensor? min_std, "
     "float temperature, str backend"
 )
-_comparison_op = _dispatch.CompiledOp(
+_comparison_op = _compiled.CompiledOp(
     "pairwise_comparison",
     f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     _allocate_comparison,
+    _check_comparison_op,
     setup_context=_setup_context,
     backward=_backward,
-    backward_op=_dispatch.CompiledOp(
+    backward_op=_compiled.CompiledOp(
         "pairwise_comparison_backward",
         "(Tensor grad_score, Tensor weights, Tensor slope, str backend) -> Tensor",
         _allocate_comparison_backward,
+        _check_comparison_backward,
     ),
 )
-_group_op = _dispatch.CompiledOp(
+_group_op = _compiled.CompiledOp(
     "group_win_rate",
     "(Tensor rewards, Tensor prompt, str backend) -> Tensor",
-    lambda rewards, prompt, backend: _dispatch.empty_dense_like(rewards),
+    lambda rewards, prompt, backend: _compiled.empty_dense_like(rewards),
+    _check_group,
 )

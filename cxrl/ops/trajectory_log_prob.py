@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrl.ops import _dispatch
+from cxrl.ops import _compiled, _dispatch
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -193,8 +193,8 @@ def _allocate_log_prob_backward(
     rows: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    without = cond.new_empty(0) if uncond is None else _dispatch.empty_dense_like(uncond)
-    return _dispatch.empty_dense_like(cond), without
+    without = cond.new_empty(0) if uncond is None else _compiled.empty_dense_like(uncond)
+    return _compiled.empty_dense_like(cond), without
 
 
 def _allocate_step(
@@ -206,7 +206,7 @@ def _allocate_step(
     rows: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _dispatch.empty_dense_like(x_t), x_t.new_empty(x_t.shape[0])
+    return _compiled.empty_dense_like(x_t), x_t.new_empty(x_t.shape[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -221,23 +221,58 @@ def _backward(ctx: Any, run: Callable[..., Any], grad: Tensor) -> tuple[Any, ...
     return grad_cond, None if uncond is None else grad_uncond, None, None, None, None, None
 
 
+def _check_log_prob(
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    x_prev: Tensor,
+    rows: Tensor,
+    backend: str,
+) -> None:
+    check_step("trajectory_log_prob", cond, uncond, guidance, x_t, "x_prev", x_prev, rows)
+
+
+def _check_log_prob_backward(grad: Tensor, *others: Any) -> None:
+    _check_log_prob(*others)
+    x_t: Tensor = others[3]
+    _compiled.check_tensor("trajectory_log_prob", "grad", grad, x_t.shape[:1], x_t.dtype, x_t.device)
+
+
+def _check_denoise_step(
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    x_t: Tensor,
+    noise: Tensor,
+    rows: Tensor,
+    backend: str,
+) -> None:
+    check_step("denoise_step", cond, uncond, guidance, x_t, "noise", noise, rows)
+
+
 _ARGUMENTS = (
     "Tensor cond, Tensor? uncond, float guidance, Tensor x_t, Tensor {}, Tensor table_rows, str backend"
 )
-_log_prob_op = _dispatch.CompiledOp(
+_log_prob_op = _compiled.CompiledOp(
     "trajectory_log_prob",
     f"({_ARGUMENTS.format('x_prev')}) -> Tensor",
     _allocate_log_prob,
+    _check_log_prob,
     setup_context=_setup_context,
     backward=_backward,
-    backward_op=_dispatch.CompiledOp(
+    backward_op=_compiled.CompiledOp(
         "trajectory_log_prob_backward",
         f"(Tensor grad, {_ARGUMENTS.format('x_prev')}) -> (Tensor, Tensor)",
         _allocate_log_prob_backward,
+        _check_log_prob_backward,
     ),
 )
-_step_op = _dispatch.CompiledOp(
-    "denoise_step", f"({_ARGUMENTS.format('noise')}) -> (Tensor, Tensor)", _allocate_step
+_step_op = _compiled.CompiledOp(
+    "denoise_step",
+    f"({_ARGUMENTS.format('noise')}) -> (Tensor, Tensor)",
+    _allocate_step,
+    _check_denoise_step,
 )
 
 

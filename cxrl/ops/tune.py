@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -135,28 +136,28 @@ def tune(device: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def save(table: dict[str, Any], device: str) -> str:
+def save(table: dict[str, Any], path: Path) -> None:
     """Write the table in one step, so that a reader never sees half of it."""
-    path = _dispatch.table_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(table, file, indent=1)
     os.replace(file.name, path)
-    return str(path)
 
 
-def check_writable(device: str) -> None:
-    """Raise CxrlError unless the table can be written: told before minutes of measuring."""
+def writable_path(device: str) -> Path:
+    """Where the table goes. Raises CxrlError unless it can be written: told before minutes of measuring."""
+    path = _dispatch.table_path(device)
+    if path is None:
+        raise CxrlError("this user has no home for the table; set XDG_CACHE_HOME, or --dry-run")
     try:
-        folder = _dispatch.table_path(device).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder is known
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise CxrlError(
-            f"the table cannot be written ({reason}); set XDG_CACHE_HOME, or use --dry-run"
+            f"the table cannot be written ({error.strerror}); set XDG_CACHE_HOME, or use --dry-run"
         ) from None
+    return path
 
 
 class _Parser(argparse.ArgumentParser):
@@ -179,11 +180,11 @@ def _run(argv: list[str] | None) -> None:
     digits = options.repeats if re.fullmatch("[0-9]{1,9}", options.repeats) else "0"
     if not 1 <= int(digits) <= MAX_REPEATS:
         raise CxrlError(f"--repeats {shown(options.repeats)}; expected 1 to {MAX_REPEATS}")
-    if not options.dry_run:
-        check_writable(options.device)
+    path = None if options.dry_run else writable_path(options.device)
     table = tune(options.device, int(digits))
-    if not options.dry_run:
-        print(f"written to {save(table, options.device)}")
+    if path is not None:
+        save(table, path)
+        print(f"written to {path}")
         _dispatch.forget_choices()
 
 

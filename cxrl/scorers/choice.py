@@ -196,7 +196,16 @@ class ModelChoice:
         if self.kind == "transformers":
             return Path(self.value)
         _, _, file = self.value.partition(":")
-        return Path(file) if file else self.cache.expanduser() / XRV_FILES[self.name].file
+        return Path(file) if file else self._cache_folder() / XRV_FILES[self.name].file
+
+    def _cache_folder(self) -> Path:
+        try:
+            return self.cache.expanduser()
+        except RuntimeError:  # no HOME and no entry in passwd, as in containers
+            raise CxrlError(
+                f"{self.option}: {self.cache} names no folder, because this user has no home; say where "
+                "torchxrayvision's files are with --run.xrv-cache DIR"
+            ) from None
 
     @property
     def model_folder(self) -> Path | None:

@@ -23,6 +23,17 @@ _FAR_BELOW = tl.constexpr(-1e30)  # any score; finite, because scale may be 0
 
 
 @triton.jit
+def _key_row(kv_index, b, kv_batch, num_keys):
+    """Row of k and v for batch row b, whether there is one, and its keys.
+
+    Nobody has looked at the index: a wrong one has no keys, so it is not followed.
+    """
+    kv = tl.load(kv_index + b)
+    known = (kv >= 0) & (kv < kv_batch)
+    return kv, known, tl.where(known, num_keys, 0)
+
+
+@triton.jit
 def _load_tile(
     ptr, rows, stride, num_rows, WHOLE: tl.constexpr, columns, D: tl.constexpr, FITS: tl.constexpr
 ):
@@ -122,7 +133,7 @@ def _forward_segment(
 @triton.jit
 def _attention_fwd_kernel(
     q, k, v, extra_k, extra_v, kv_index, out, log_sum_exp,
-    scale, heads, num_queries, num_keys, num_extra,
+    scale, heads, num_queries, num_keys, num_extra, kv_batch,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
     extra_k_b, extra_k_h, extra_k_n, extra_v_b, extra_v_h, extra_v_n, out_b, out_h, out_n,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
@@ -134,9 +145,9 @@ def _attention_fwd_kernel(
     head = (tl.program_id(0) // blocks).to(tl.int64)
     rows = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     b, h = head // heads, head % heads
-    kv = b
+    kv, known = b, True
     if kv_index is not None:
-        kv = tl.load(kv_index + b)
+        kv, known, num_keys = _key_row(kv_index, b, kv_batch, num_keys)
     q_main, q_tail = _load_pair(q + b * q_b + h * q_h, rows, q_n, num_queries, False, D, MAIN, TAIL)
     # The running maximum wants scale >= 0; a negative one turns the queries round.
     sign = tl.where(scale < 0, -1.0, 1.0).to(q_main.dtype)
@@ -156,13 +167,13 @@ def _attention_fwd_kernel(
             extra_k + b * extra_k_b + h * extra_k_h, extra_v + b * extra_v_b + h * extra_v_h,
             extra_k_n, extra_v_n, num_extra, scale, WHOLE_E, D, MAIN, TAIL, BLOCK_E, PRECISION,
         )  # fmt: skip
-    share = 1.0 / total
+    share = tl.where(known, 1.0 / total, float("nan"))
     out += b * out_b + h * out_h
     acc_main = acc_main * share[:, None]
     if TAIL > 0:
         acc_tail = acc_tail * share[:, None]
     _store_pair(out, rows, out_n, num_queries, acc_main, acc_tail, D, MAIN, TAIL)
-    log_sum = (peak + tl.log2(total)) * _LN_2
+    log_sum = tl.where(known, (peak + tl.log2(total)) * _LN_2, float("nan"))
     tl.store(log_sum_exp + head * num_queries + rows, log_sum, mask=rows < num_queries)
 
 
@@ -189,7 +200,7 @@ def _dq_segment(
 @triton.jit
 def _attention_bwd_dq_kernel(
     grad, q, k, v, extra_k, extra_v, kv_index, out, log_sum_exp, delta, grad_q,
-    scale, heads, num_queries, num_keys, num_extra,
+    scale, heads, num_queries, num_keys, num_extra, kv_batch,
     grad_b, grad_h, grad_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
     extra_k_b, extra_k_h, extra_k_n, extra_v_b, extra_v_h, extra_v_n,
     out_b, out_h, out_n, grad_q_b, grad_q_h, grad_q_n,
@@ -202,9 +213,9 @@ def _attention_bwd_dq_kernel(
     head = (tl.program_id(0) // blocks).to(tl.int64)
     rows = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     b, h = head // heads, head % heads
-    kv = b
+    kv, known = b, True
     if kv_index is not None:
-        kv = tl.load(kv_index + b)
+        kv, known, num_keys = _key_row(kv_index, b, kv_batch, num_keys)
     do_main, do_tail = _load_pair(
         grad + b * grad_b + h * grad_h, rows, grad_n, num_queries, False, D, MAIN, TAIL
     )
@@ -229,6 +240,7 @@ def _attention_bwd_dq_kernel(
             WHOLE_E, D, MAIN, TAIL, BLOCK_E, PRECISION,
         )  # fmt: skip
     grad_q += b * grad_q_b + h * grad_q_h
+    scale = tl.where(known, scale, float("nan"))
     dq_main = dq_main * scale
     if TAIL > 0:
         dq_tail = dq_tail * scale
@@ -238,7 +250,7 @@ def _attention_bwd_dq_kernel(
 @triton.jit
 def _attention_bwd_dkv_kernel(
     grad, q, k, v, kv_index, log_sum_exp, delta, grad_k, grad_v,
-    scale, heads, num_queries, num_keys, splits, blocks_in_split,
+    scale, heads, num_queries, num_keys, kv_batch, splits, blocks_in_split,
     grad_b, grad_h, grad_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
     grad_k_split, grad_k_b, grad_k_h, grad_k_n, grad_v_split, grad_v_b, grad_v_h, grad_v_n,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
@@ -250,9 +262,9 @@ def _attention_bwd_dkv_kernel(
     split = (tl.program_id(0) // blocks % splits).to(tl.int64)
     head = (tl.program_id(0) // blocks // splits).to(tl.int64)
     b, h = head // heads, head % heads
-    kv = b
+    kv, _known = b, True
     if kv_index is not None:
-        kv = tl.load(kv_index + b)
+        kv, _known, num_keys = _key_row(kv_index, b, kv_batch, num_keys)
     k_main, k_tail = _load_pair(k + kv * k_b + h * k_h, keys, k_n, num_keys, False, D, MAIN, TAIL)
     v_main, v_tail = _load_pair(v + kv * v_b + h * v_h, keys, v_n, num_keys, False, D, MAIN, TAIL)
     dk_main, dk_tail = _zeros_pair(BLOCK_N, MAIN, TAIL)

@@ -181,6 +181,7 @@ def attention(
             num_queries,
             num_keys,
             num_extra,
+            k.shape[0],
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
@@ -215,6 +216,7 @@ def attention_backward(
     if extra_k is not None and extra_v is not None:
         extra_k, extra_v = (None, None) if extra_k.shape[1] == 0 else map(_addressable, (extra_k, extra_v))
     kv_index = None if kv_index is None else kv_index.contiguous()
+    log_sum_exp = log_sum_exp.contiguous()
     num_keys, num_extra = k.shape[2], 0 if extra_k is None else extra_k.shape[1]
     tiles = tiles_for("dq", dim, q.dtype, capability_of(q), num_queries, num_keys)
     delta = torch.empty_like(log_sum_exp)
@@ -236,6 +238,7 @@ def attention_backward(
             num_queries,
             num_keys,
             num_extra,
+            k.shape[0],
             *grad.stride()[:3],
             *q.stride()[:3],
             *k.stride()[:3],
@@ -305,6 +308,7 @@ def _keys_backward(
         heads,
         num_queries,
         num_keys,
+        k.shape[0],
         splits,
         blocks_in_split,
         *grad.stride()[:3],

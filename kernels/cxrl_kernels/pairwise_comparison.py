@@ -137,6 +137,7 @@ def _pairwise_comparison_fwd_kernel(
             steep = tl.full([BLOCK_N, BLOCK_K], 1.0, tl.float32)
         total = tl.sum(tl.where(cell, value * weight[None, :], 0.0), 1)
         tl.store(score + n, tl.where(valid, total, float("nan")), mask=n < num_samples)
+        steep = tl.where(valid[:, None], steep, float("nan"))
         tl.store(slope + n[:, None] * K + k[None, :], steep, mask=cell)
     tl.atomic_add(counters + k, counts, mask=k < K, sem="relaxed")
     tl.debug_barrier()  # the counts of all threads before the one that says so
@@ -269,6 +270,7 @@ def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Ten
     size = slope.numel()
     if size == 0:
         return
+    slope = slope.contiguous()
     block = 1024
     with torch.cuda.device_of(slope):
         _pairwise_comparison_bwd_kernel[(triton.cdiv(size, block),)](

@@ -223,7 +223,7 @@ def _layouts(*tensors: Tensor | None) -> tuple[int, int, list[bool]]:
     orders = [None if t is None else _order(t.shape, t.stride()) for t in tensors]
     shape = next(t.shape for t in tensors if t is not None)
     size = shape[1:].numel()
-    if len({order for order in orders if order is not None}) == 1:
+    if size == 0 or len({order for order in orders if order is not None}) == 1:
         return 1, size, [False] * len(tensors)
     return shape[1], size // shape[1], [order == "last" for order in orders]
 

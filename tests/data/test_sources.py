@@ -10,7 +10,7 @@ import pytest
 
 from cxrl.config import Config
 from cxrl.data.prompts import ReportPrompt
-from cxrl.data.sources import load_index, load_prompts, message, readable, study_order
+from cxrl.data.sources import cache_folder, load_index, load_prompts, message, readable, study_order
 from cxrl.errors import CxrlError
 from cxrl.findings import PHANTOM_FINDINGS
 
@@ -143,3 +143,16 @@ def test_mimic_reports_reach_a_run(mimic: Any, tmp_path: Path) -> None:
     assert {p.prompt_id for p in chosen.prompts} == {50000000 + k for k in range(8)}
     assert [p.text for p in load_prompts(c, Words(), "eval").prompts] == [texts[8]]
     assert c.data.is_restricted
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, table: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    data = config(table, "table", cache="").data
+    assert cache_folder(data) is None
+    assert len(load_index(data).films) == 80
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_folder(data) == Path("/elsewhere/cxrl/index")

@@ -219,7 +219,7 @@ def changed(**change: Any) -> dict[str, Any]:
 
 
 BAD = [
-    (changed(q=torch.zeros(2, 3, 4)), r"q must be floating \[B, H, N, D\]"),
+    (changed(q=torch.zeros(2, 3, 4)), r"q must be floating \[B, H, N, D >= 1\]"),
     (changed(q=torch.zeros(2, 3, 4, 8, dtype=torch.int64)), "q must be floating"),
     (changed(k=torch.zeros(2, 3, 5, 7)), r"k must be \[Bk, 3, L >= 1, 8\]"),
     (changed(k=torch.zeros(2, 3, 0, 8)), "k must be"),
@@ -232,7 +232,7 @@ BAD = [
     (changed(k=torch.zeros(1, 3, 5, 8), v=torch.zeros(1, 3, 5, 8)), "give kv_index to share keys"),
     (changed(kv_index=torch.zeros(3, dtype=torch.int64)), r"kv_index must be int64 \[2\]"),
     (changed(kv_index=torch.zeros(2)), "kv_index must be int64"),
-    (changed(kv_index=torch.tensor([0, 2])), "kv_index reaches from 0 to 2, expected 0 to 1"),
+    (changed(kv_index=torch.tensor([0, 2])), r"kv_index\[1\] = 2, expected 0 to 1"),
 ]
 
 

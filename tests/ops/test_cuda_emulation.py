@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("test_attention.py", "test_pairwise_comparison.py", "test_trajectory_log_prob.py")
+FILES = (
+    "fuzz_arguments.py", "test_attention.py", "test_pairwise_comparison.py", "test_trajectory_log_prob.py",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,52 @@ ops.attention(x, x, x)
 assert "cxrl._C" in str(ops.unavailable_reason("trajectory_log_prob", "cpp"))
 """
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "CXRL_BACKEND": ""})
+
+
+def test_every_op_runs_for_a_user_without_a_home() -> None:
+    # As in a container: no HOME, and a user whom the system does not know.
+    program = """
+import pwd
+def unknown(user):
+    raise KeyError(user)
+pwd.getpwuid = unknown
+import pathlib, torch, cxrl.ops as ops
+from cxrl.ops import tune
+try:
+    raise SystemExit(f"there is a home: {pathlib.Path.home()}")
+except RuntimeError:
+    pass
+x = torch.zeros(1, 4, 2, 2)
+ops.trajectory_log_prob(x, None, 1.0, x, x, torch.ones(1, 3))
+ops.denoise_step(x, None, 1.0, x, x, torch.ones(1, 3))
+r, zero = torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)
+ops.pairwise_comparison(r, torch.zeros(1, 2, 1), zero, torch.ones(1), "win")
+ops.group_win_rate(r, zero)
+ops.attention(x, x, x)
+assert tune.main([]) == 2
+"""
+    homes = ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME")
+    environment = {name: value for name, value in os.environ.items() if name not in homes}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == "error: this user has no home for the table; set XDG_CACHE_HOME, or --dry-run\n"
+
+
+def test_a_table_that_may_not_be_read_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, cpp: str
+) -> None:
+    # A home of somebody else's: what pathlib says of it depends on who asks.
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    monkeypatch.setattr(_dispatch, "device_key", lambda device: "here")
+    with caplog.at_level(logging.WARNING, logger="cxrl"):
+        call()
+    assert "ops-here.json is ignored (PermissionError" in caplog.text
 
 
 def test_instruction_sets(cpp: str) -> None:

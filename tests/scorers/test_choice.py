@@ -153,3 +153,14 @@ def test_models_of_the_phantom_are_named_where_the_films_are_others(tmp_path: Pa
     assert phantom_models(made) == [
         "eval.posture: models of the phantom, which mean nothing on films (docs/rewards.md)"
     ]
+
+
+def test_a_user_without_a_home_must_say_where_the_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    named = model_choices(config(eval={"diagnosis": "densenet121-res224-all"}), "eval")["diagnosis"]
+    with pytest.raises(CxrlError, match=r"diagnosis: ~/.torchxrayvision.* no home; .*--run.xrv-cache DIR"):
+        named.required()
+    assert dataclasses.replace(named, value="densenet121-res224-all:own.pt").path == Path("own.pt")

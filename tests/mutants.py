@@ -230,7 +230,7 @@ MUTANTS: list[Mutant] = [
         "evaluation/summary.py",
         "tests/evaluation/test_summary.py",
         ('(replicates["fid"] - replicates["fid"].mean() + values["fid"])', 'replicates["fid"]'),
-        ("[p.text for p in batch.prompts])[batch.group]", "[p.text for p in batch.prompts])[batch.group.flip(0)]"),
+        ("texts[batch.group].cpu()", "texts[batch.group.flip(0)].cpu()"),
         ("paired = {key: self.policy.replicates[key] - self.anchor.replicates[key] for key in KEYS}", "paired = {key: self.anchor.replicates[key] - self.policy.replicates[key] for key in KEYS}"),
         ("torch.tensor([0.025, 0.975]", "torch.tensor([0.05, 0.95]"),
         ("drawn = torch.randint(num_prompts, (bootstrap, num_prompts)", "drawn = torch.randint(max(1, num_prompts // 2), (bootstrap, num_prompts)"),

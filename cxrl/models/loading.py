@@ -186,6 +186,8 @@ def check_network(
             raise CxrlError(
                 f"{what}: {stored.file.name} has a tensor {name} of {stored.dtype}, expected floating point"
             )
+    if deep := _too_deep(config if isinstance(config, dict) else config.to_dict(), len(tensors)):
+        raise CxrlError(f"{what}: {deep} in config.json is more than {main.name} has tensors, {len(tensors)}")
     with quiet():
         skeleton, problem = attempt(what, lambda: _fit(kind, config, main, tensors))
     if problem:
@@ -233,6 +235,15 @@ def _config(kind: Any, folder: Path) -> Any:
         raise CxrlError(f"{folder.name}/config.json is missing")
     load = kind.load_config if _is_diffusers(kind) else kind.config_class.from_pretrained
     return load(str(folder))
+
+
+def _too_deep(config: Any, most: int, name: str = "") -> str:
+    """A setting that asks for more layers than ``most``: a library builds them, however many they are."""
+    if isinstance(config, dict):
+        return next(filter(None, (_too_deep(value, most, str(key)) for key, value in config.items())), "")
+    if isinstance(config, (list, tuple)):
+        return next(filter(None, (_too_deep(value, most, name) for value in config)), "")
+    return name if "layers" in name and isinstance(config, int) and config > most else ""
 
 
 def _find(

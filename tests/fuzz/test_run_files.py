@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPTextModel
 
 from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import ReportPrompt
@@ -22,6 +23,7 @@ from cxrl.errors import CxrlError
 from cxrl.models.adapter import load_adapter, read_description
 from cxrl.models.base import load_base
 from cxrl.models.base_files import load_tokenizer
+from cxrl.models.loading import check_network
 from cxrl.models.policy import Policy
 from cxrl.output.report import report_page
 from cxrl.rl.trainer import Trainer
@@ -208,6 +210,16 @@ def test_damaged_scorers(tmp_path: Path) -> None:
         assert str(path) in (refusal(lambda: load_scorer(path), cut) or str(path))
     path.write_bytes(sound)
     assert survive(path, lambda: load_scorer(path), rng, 60) > 10
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damaged_networks(tiny_pipeline: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_pipeline / "text_encoder", tmp_path / "text_encoder")
+
+    def read() -> None:
+        check_network(CLIPTextModel, folder, str(folder)).check_values()
+
+    assert survive(folder / name, read, random.Random(f"network {name}"), 60, folder) > 20
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"])

@@ -108,6 +108,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "betas above 1": (with_settings(SCHEDULER, beta_end=3.0), r"noise levels outside \[0, 1\]"),
     "an unknown schedule": (with_settings(SCHEDULER, beta_schedule="mine"), "cannot load scheduler"),
     "channels in words": (with_settings(UNET, in_channels="four"), "cannot load unet"),
+    "layers without end": (
+        with_settings(TEXT, num_hidden_layers=10**18),
+        r"num_hidden_layers in config\.json is more than model\.safetensors has tensors, 20",
+    ),
+    "blocks without end": (with_settings(UNET, layers_per_block=10**400), "layers_per_block"),
     "layers in words": (with_settings(TEXT, num_hidden_layers="one"), "cannot load text_encoder"),
 }
 

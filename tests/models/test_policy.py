@@ -123,7 +123,12 @@ def test_another_base_is_refused(
     tiny_pipeline: Path, make_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
     save_adapter(make(tiny_pipeline), tmp_path / "adapter", {"base": str(make_pipeline(seed=1))})
-    with pytest.raises(CxrlError, match="trained from another base"):
+    with pytest.raises(
+        CxrlError, match=r"trained from another base .*: its unet and vae and text encoder differ"
+    ):
+        load_policy(tmp_path)
+    save_adapter(make(tiny_pipeline), tmp_path / "adapter", {"base_fingerprint": "0" * 64})
+    with pytest.raises(CxrlError, match="adapter: was written by an earlier version of cxrl"):
         load_policy(tmp_path)
 
 

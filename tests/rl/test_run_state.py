@@ -145,6 +145,36 @@ def test_other_reward_files_are_refused_and_other_judges_told(
         start(config, run, fakes, resume=True)
 
 
+def test_a_base_that_has_changed_is_refused_and_the_part_is_named(
+    make_config: Make, fakes: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """Also by what has no weights: neither a resumed run nor its policy may draw other pixels."""
+    base = shutil.copytree(tiny_pipeline, tmp_path / "base")
+    run = tmp_path / "run"
+    config = make_config(model={"path": str(base)}, train={"num_epochs": 1})
+    start(config, run, fakes)
+    scheduler, vae = (base / part for part in ("scheduler/scheduler_config.json", "vae/config.json"))
+    for path, name, part in ((scheduler, "beta_end", "scheduler"), (vae, "scaling_factor", "vae")):
+        before = path.read_text()
+        settings = json.loads(before)
+        path.write_text(json.dumps({**settings, name: settings.get(name, 0.02) * 1.5}))
+        words = f"was trained from another base than {base}: its {part} differs; "
+        with pytest.raises(CxrlError, match=f"step-000002: {words}"):
+            start(make_config(model={"path": str(base)}, train={"num_epochs": 2}), run, fakes, resume=True)
+        with pytest.raises(CxrlError, match=f"adapter: {words}"):
+            load_policy(run)
+        path.write_text(before)
+    load_policy(run)
+    checkpoint = checkpoints(run / "checkpoints")[-1]
+    about = json.loads((checkpoint / "policy.json").read_text())
+    (checkpoint / "policy.json").write_text(json.dumps({**about, "base_fingerprint": "0" * 64}))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["policy.json"] = describe_file(checkpoint / "policy.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CxrlError, match="step-000002: was written by an earlier version of cxrl"):
+        start(config, run, fakes, resume=True)
+
+
 NAMES = (
     "format", "run", "epoch", "kept_epoch", "wall_seconds", "step", "ema_updates", "good_epoch", "strikes",
     "stopped_early", "limits", "settings", "prompts", "models",

@@ -1,0 +1,38 @@
+# Which GPUs the CUDA kernels are compiled for. A file of its own, so that a test can run it with any nvcc.
+
+set(CXRL_WANTED_ARCHITECTURES 80 90 100 120)
+
+# Sets CMAKE_CUDA_ARCHITECTURES to those wanted that `nvcc` knows, the newest as PTX too, which newer GPUs compile when
+# they load it. What the user gave (CMAKE_CUDA_ARCHITECTURES or the environment's CUDAARCHS) stays. `problem` becomes
+# empty, or says why there is nothing to compile for.
+function(cxrl_choose_cuda_architectures nvcc problem)
+  set(${problem} "" PARENT_SCOPE)
+  if(DEFINED CMAKE_CUDA_ARCHITECTURES OR DEFINED ENV{CUDAARCHS})
+    return()
+  endif()
+  execute_process(COMMAND "${nvcc}" --list-gpu-code OUTPUT_VARIABLE listed RESULT_VARIABLE status ERROR_QUIET)
+  string(REGEX REPLACE "[ \r\n]+" ";" known "${listed}")
+  set(chosen "")
+  set(unknown "")
+  foreach(arch IN LISTS CXRL_WANTED_ARCHITECTURES)
+    if(status EQUAL 0 AND "sm_${arch}" IN_LIST known)
+      list(APPEND chosen ${arch})
+    else()
+      list(APPEND unknown sm_${arch})
+    endif()
+  endforeach()
+  list(JOIN unknown ", " unknown)
+  if(NOT chosen)
+    set(${problem} "${nvcc} compiles for none of ${unknown}" PARENT_SCOPE)
+    return()
+  endif()
+  list(JOIN chosen ", sm_" names)
+  list(POP_BACK chosen newest)
+  list(TRANSFORM chosen APPEND -real)
+  set(CMAKE_CUDA_ARCHITECTURES ${chosen} ${newest} PARENT_SCOPE)
+  set(left_out "")
+  if(unknown)
+    set(left_out "; this nvcc does not know ${unknown}")
+  endif()
+  message(STATUS "cxrl: CUDA kernels for sm_${names}, and PTX for newer GPUs${left_out}")
+endfunction()

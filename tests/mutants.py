@@ -159,7 +159,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_in(
         "rl/run_state.py",
-        f"{STATE} tests/rl/test_resume.py",
+        STATE,
         ("check_settings(field(state, \"settings\", dict, str(path)), self.config, path)", "pass"),
         ("if run_dir.run_id and state.get(\"run\") != run_dir.run_id:", "if False:"),
         ("if state.get(\"prompts\") != self._prompts:", "if False:"),

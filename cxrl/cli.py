@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -204,11 +205,33 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
         if not (run_dir / CONFIG).is_file():
             raise CxrlError(f"nothing to resume in {run_dir}: it has no {CONFIG}; start without --resume")
         base = load_yaml(run_dir / CONFIG)
-    config = resolve(args, base)
+    config = absolute(resolve(args, base))
     config.data.check_root()
     run_dir = args.run_dir or Path(config.run.dir or f"runs/{config.preset}")
     run = {"dir": str(run_dir), "debug": config.run.debug or args.debug}
     return TrainOptions(Config.from_dict({"run": run}, config), run_dir, args.resume, args.overwrite)
+
+
+_PATHS = {
+    "model": ("path",),
+    "data": ("root", "reports"),
+    "rewards": ("path", "posture", "diagnosis", "consistency"),
+    "eval": ("judges", "reference", "posture", "diagnosis", "consistency"),
+}
+"""Options that may name a file or folder; a name or hub id is none that exists."""
+
+
+def absolute(config: Config) -> Config:
+    """With the paths that exist made absolute: a run is resumed, and drawn from, in any working directory."""
+    changes: dict[str, dict[str, str]] = {}
+    for section, names in _PATHS.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            before, _, file = value.rpartition(":")  # NAME:FILE
+            if file and Path(file).exists() and value != "phantom":
+                path = os.path.abspath(file)
+                changes.setdefault(section, {})[name] = f"{before}:{path}" if before else path
+    return Config.from_dict(changes, config)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

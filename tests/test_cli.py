@@ -271,3 +271,19 @@ def test_missing_and_bad_options_of_the_other_commands(capsys):
     fails(capsys, command, ["--run", "a", "--num-images", "x"], "'x' is not a whole number")
     fails(capsys, command, ["--run", "a", "--num-image", "1"], "did you mean --num-images?")
     assert run_command(command, ["--run", "a", "--num_images", "3"]) == 0
+
+
+def test_paths_of_a_run_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("base", "data", "rewards", "phantom"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "weights.pt").touch()
+    words = "--model.path base --data.source table --data.root data --rewards.path rewards"
+    words += " --eval.diagnosis densenet121-res224-chex:weights.pt --eval.consistency some/hub-id"
+    options = parse_train(words.split())
+    config = options.config
+    assert config.model.path == str(tmp_path / "base")
+    assert config.data.root == str(tmp_path / "data")
+    assert config.rewards.path == str(tmp_path / "rewards")
+    assert config.eval.diagnosis == f"densenet121-res224-chex:{tmp_path / 'weights.pt'}"
+    assert (config.eval.consistency, config.eval.judges) == ("some/hub-id", "phantom")

@@ -4,7 +4,7 @@ For every prompt M anchor images are drawn, scored and thrown away; their reward
 extended as new prompts appear, and saved in checkpoints. Image m of a prompt is a function of (seed,
 prompt_id, m) alone, whenever it is drawn. Its step noise is its own and never the policy's: replayed noise
 makes the two images move together, the difference stops telling good actions from bad, and the gradient
-vanishes (PAPER.md).
+vanishes (docs/method.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Multimodal consistency, r_consist (the paper's reward 3): cosine of the embeddings of film and report."""
+"""Multimodal consistency, r_consist (paper: reward 3): cosine of the embeddings of film and report."""
 
 from __future__ import annotations
 

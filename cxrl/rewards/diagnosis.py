@@ -1,4 +1,4 @@
-"""Diagnostic condition, r_diag (the paper's reward 2): does the film show what the report says, and nothing else.
+"""Diagnostic condition, r_diag (paper: reward 2): does the film show what the report says, and nothing else.
 
 A frozen multi-label classifier gives the probability of every finding. The score is the mean of two
 averages: the probability of the findings that the report names, and one minus that of those it does not.

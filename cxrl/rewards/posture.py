@@ -1,4 +1,4 @@
-"""Posture alignment, r_align (the paper's reward 1): minus the distance of the film's pose from the canonical one.
+"""Posture alignment, r_align (paper: reward 1): minus the distance of the film's pose from the canonical one.
 
 A frozen model reads psi = (log s_x, log s_y, t_x, t_y, theta), the affine that would bring the film to
 canonical pose; translations are in half widths of the film, theta in radians. The distance is the Euclidean

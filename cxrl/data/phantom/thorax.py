@@ -2,7 +2,7 @@
 
 Coordinates. ``u`` runs to the image's right (the patient's left), ``v`` down, both in [-1, 1] over the
 film. The *canonical* frame is the same square for a film with the identity pose. Pose psi = (log s_x, log
-s_y, t_x, t_y, theta) is the affine of PAPER equation "canonical alignment": film = M canonical with
+s_y, t_x, t_y, theta) is the affine of the paper's equation "canonical alignment": film = M canonical with
 ``M = [[s_x cos, -s_y sin, t_x], [s_x sin, s_y cos, t_y]]``, so resampling the film on ``affine_grid(M)``
 brings it to canonical pose, and every pixel here is looked up at ``M^-1 (u, v)``.
 

@@ -97,29 +97,38 @@ def _checked(index: Index, config: DataConfig) -> Index:
     """The index without films whose file fails ``data.check_images``."""
     if config.check_images == "none":
         return index
-    from cxrl.images.read import UnreadableImage, import_pydicom, read_image
+    from cxrl.images.read import UnreadableImage, read_image
+    from cxrl.images.read_dicom import import_pydicom
 
     if any(film.image.endswith(".dcm") for film in index.films):
         import_pydicom()
 
-    def problem(film: FilmRecord) -> str:
-        path = index.root / film.image
+    def look(film: FilmRecord) -> tuple[str, list[str]]:
+        """Why a film is dropped, or ""; and what is to be said of one that is kept."""
+        path, notes = index.root / film.image, list[str]()
         if config.check_images == "exist":
-            return "" if path.is_file() else "image missing"
+            return "" if path.is_file() else "image missing", notes
         try:
-            read_image(path)
+            read_image(path, note=notes.append)
         except UnreadableImage as error:
-            return error.reason
-        return ""
+            return error.reason, []
+        return "", notes
 
-    dropped = Tally()
+    dropped, noted = Tally(), Tally()
     kept: list[FilmRecord] = []
-    for film, reason in zip(index.films, in_threads(problem, index.films), strict=True):
+    for film, (reason, notes) in zip(index.films, in_threads(look, index.films), strict=True):
         if reason:
             dropped.add(reason, film.film)
         else:
             kept.append(film)
-    return replace(index, films=tuple(kept), dropped={**index.dropped, **dropped.counts()})
+        for note in notes:
+            noted.add(note, film.film)
+    return replace(
+        index,
+        films=tuple(kept),
+        dropped={**index.dropped, **dropped.counts()},
+        noted={**index.noted, **noted.counts()},
+    )
 
 
 def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:

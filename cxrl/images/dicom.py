@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cxrl.errors import CxrlError
 from cxrl.images.png import BANNER, SYNTHETIC, check_image
-from cxrl.images.read import import_pydicom
+from cxrl.images.read_dicom import import_pydicom
 from cxrl.version import __version__
 
 BITS = 16

@@ -46,7 +46,15 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].T,
     8: lambda a: np.rot90(a),
 }
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 256, 257, 258, 262, 277, 339
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = (
+    256,
+    257,
+    258,
+    259,
+    262,
+    277,
+    339,
+)
 _SIGNED = 2
 _Tags = dict[int, tuple[int, int, str]]
 _NO_DECODER = (
@@ -54,8 +62,9 @@ _NO_DECODER = (
     (b"\x00\x00\x00\x0cJXL ", 0, "JPEG XL"),
     (b"ftyp", 4, "HEIC or AVIF"),
     (b"%PDF", 0, "PDF"),
+    (b"MM\x00\x2b", 0, "big-endian BigTIFF"),
 )
-"""Formats that people take for pictures, by what their files begin with."""
+"""Files that people take for pictures, by what they begin with."""
 
 
 def read_raster(path: Path, data: bytes, size: tuple[int, int] | None) -> np.ndarray:
@@ -73,6 +82,9 @@ def read_raster(path: Path, data: bytes, size: tuple[int, int] | None) -> np.nda
         raise CxrlError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated films read as grey; unset it"
         )
+    for start, place, name in _NO_DECODER:
+        if data[place : place + len(start)] == start:
+            raise UnreadableImage(path, UNSUPPORTED, f"{name}; convert it to PNG")
     tags = _tiff_tags(data)
     data, is_inverted = _black_is_zero(path, data, tags)
     try:
@@ -158,7 +170,7 @@ def _tiff_tags(data: bytes) -> _Tags:
             if length == 1 and kind in (3, 4):
                 place, number = at + struct.calcsize(entry), order + ("H" if kind == 3 else "I")
                 tags[tag] = (struct.unpack_from(number, data, place)[0], place, number)
-    except struct.error:
+    except (struct.error, OverflowError):
         return {}
     return tags
 
@@ -178,6 +190,8 @@ def _black_is_zero(path: Path, data: bytes, tags: _Tags) -> tuple[bytes, bool]:
         raise UnreadableImage(path, OTHER_KIND, "a TIFF without photometric interpretation")
     bits, signed = _value(tags, _BITS), _value(tags, _SAMPLE_FORMAT) == _SIGNED
     white_is_zero = _value(tags, _PHOTOMETRIC) == 0
+    if bits == 32 and data[:2] == b"MM" and _value(tags, _COMPRESSION) != 1:  # Pillow swaps their bytes
+        raise UnreadableImage(path, UNSUPPORTED, "compressed big-endian TIFF of 32 bits; convert it to PNG")
     if signed and (bits <= 16 or white_is_zero):
         raise UnreadableImage(path, OTHER_KIND, "signed integers")
     if not white_is_zero or bits <= 8:
@@ -190,9 +204,6 @@ def _black_is_zero(path: Path, data: bytes, tags: _Tags) -> tuple[bytes, bool]:
 
 def _unsupported(data: bytes, tags: _Tags) -> str:
     """What Pillow has no decoder for, by its name; "" if it may just be damaged."""
-    for start, place, name in _NO_DECODER:
-        if data[place : place + len(start)] == start:
-            return name
     if data[:2] == b"\xff\xd8":
         return _jpeg_process(data)
     if tags and not {_WIDTH, _HEIGHT, _PHOTOMETRIC} - set(tags):

@@ -10,8 +10,8 @@ Every attribute on the way that changes what a pixel means is obeyed, or the fil
 - polarity: PresentationLUTShape where it is there, else MONOCHROME1 or 2. The standard lets them differ
   nowhere; where they do, the shape says what the output is;
 - range: black and white are the extremes of what is shown. Without a window, values further from the middle
-  98 % than three times its width do not count (``HOT``): a few hot pixels must not turn a film black. Markers
-  do count: on 114 real films the brightest lies 1.3 widths away at most.
+  96 % than three times its width do not count (``HOT``): a few hot pixels must not turn a film black. Markers
+  do count: on 114 real films the brightest lies 2.3 widths away at most.
 
 A Secondary Capture without rescaling is a finished picture, and a colour image has no grayscale pipeline:
 both by their type's range. Padding is black whatever the polarity. Overlays, shutters and PatientOrientation
@@ -50,10 +50,10 @@ COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLO
 HOT = "hot or dead pixels left out of its range"
 """What is noted of a film."""
 LARGEST_NUMBER = 2.0**32
-TAIL = 0.01
+TAIL = 0.02
 """Share of the pixels at either end that may be hot or dead."""
 REACH = 3.0
-"""Widths of the middle 98 % from it, beyond which they are."""
+"""They are where they lie this many widths of the rest away from it."""
 _SAMPLED = 2**18
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_UNPACKED = 8 * MAX_PIXELS
@@ -90,6 +90,8 @@ def read_dicom(path: Path, data: bytes, note: Callable[[str], None] | None = Non
     dataset = _parse(path, data)
     try:
         stored, is_padding = _stored(path, dataset)
+        if stored.shape not in ((dataset.Rows, dataset.Columns), (dataset.Rows, dataset.Columns, 3)):
+            raise ValueError(f"{dataset.Rows} × {dataset.Columns} pixels, decoded {stored.shape}")
         aspect = _aspect(dataset)
         if _photometric(dataset) not in MONOCHROME:
             pixels = _luma(stored, dataset)

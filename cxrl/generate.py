@@ -47,7 +47,7 @@ def _generate(argv: Sequence[str]) -> None:
         help="png or dicom (needs pydicom: pip install 'cxrl[dicom]'); default png",
     )
     args = parser.parse(argv)
-    from cxrl.images.read import import_pydicom
+    from cxrl.images.read_dicom import import_pydicom
     from cxrl.rl.reopen import draw_images, save_images
 
     if args.format == "dicom":

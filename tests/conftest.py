@@ -164,17 +164,28 @@ def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
     return make_pipeline()
 
 
-@pytest.fixture(scope="session")
-def mimic() -> Any:
-    """The module ``tests/data/mimic_tree.py``; tests are no package."""
-    path = Path(__file__).parent / "data" / "mimic_tree.py"
-    spec = importlib.util.spec_from_file_location("mimic_tree", path)
+def helper_module(name: str) -> Any:
+    """A module beside the tests, by its path; tests are no package."""
+    path = Path(__file__).parent / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["mimic_tree"] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def mimic() -> Any:
+    """The module ``tests/data/mimic_tree.py``."""
+    return helper_module("data/mimic_tree.py")
+
+
+@pytest.fixture(scope="session")
+def files() -> Any:
+    """The module ``tests/images/picture_files.py``."""
+    return helper_module("images/picture_files.py")
 
 
 @pytest.fixture(scope="session")

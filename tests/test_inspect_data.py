@@ -148,3 +148,23 @@ def test_a_sheet_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     argv = ["--data.source", "table", "--data.root", str(tmp_path / "t.csv"), "--data.cache", "none"]
     assert inspect.main([*argv, "--out", str(tmp_path / "s.png")]) == 2
     assert "--out: no film can be read: image missing 1 (a.png)" in capsys.readouterr().err
+
+
+def test_a_film_of_unusable_numbers_is_named(
+    mimic: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slope of nan made every pixel nan: the film was kept, and the sheet failed without a name."""
+    import pydicom
+
+    tree = mimic.write_mimic_tree(tmp_path / "tree", formats=("dicom",))
+    path = tree.image(4, ".dcm")
+    data = pydicom.dcmread(path)
+    tag = pydicom.datadict.tag_for_keyword("RescaleSlope")
+    data[tag] = pydicom.DataElement(tag, "DS", "nan", validation_mode=pydicom.config.IGNORE)
+    data.save_as(path)
+    options = ("--data.image-format", "dicom", "--num-films", 10)
+    assert run(tree, "--out", tmp_path / "sheet.png", *options) == 0
+    reason = "image with an unusable rescaling, window or table 1"
+    assert f"not on the sheet, cannot be read: {reason} ({tree.films[4]})" in capsys.readouterr().out
+    assert run(tree, "--data.check-images", "decode", *options[:2]) == 0
+    assert line(capsys.readouterr().out, "image with") == f"{reason} {tree.films[4]}"

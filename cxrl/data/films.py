@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from cxrl.data.index import FilmRecord, Tally
-from cxrl.images.read import UnreadableImage, read_image
+from cxrl.images import unreadable as reasons
+from cxrl.images.read import read_image
+from cxrl.images.unreadable import UnreadableImage
 
 
 def read_films(
@@ -31,7 +33,7 @@ def read_films(
     for film in films:
         try:
             if not film.image:
-                raise UnreadableImage(root, "image missing")
+                raise UnreadableImage(root, reasons.MISSING)
             images.append(read_image(root / film.image, size, crop=crop))
             kept.append(film)
         except UnreadableImage as error:

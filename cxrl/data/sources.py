@@ -115,32 +115,41 @@ def _checked(index: Index, config: DataConfig) -> Index:
     """The index without films whose file fails ``data.check_images``."""
     if config.check_images == "none":
         return index
-    from cxrl.images.read import UnreadableImage, import_pydicom, read_image
+    from cxrl.images.read import UnreadableImage, read_image
+    from cxrl.images.read_dicom import import_pydicom
 
     if any(film.image.endswith(".dcm") for film in index.films):
         import_pydicom()
 
-    def problem(film: FilmRecord) -> tuple[str, Stamp]:
-        path = index.root / film.image
+    def look(film: FilmRecord) -> tuple[str, list[str], Stamp]:
+        """Why a film is dropped, or ""; what is to be said of one that is kept; and its file."""
+        path, notes = index.root / film.image, list[str]()
         before = stamp(path)
         if config.check_images == "exist":
-            return ("" if path.is_file() else "image missing"), before
+            return "" if path.is_file() else "image missing", notes, before
         try:
-            read_image(path)
+            read_image(path, note=notes.append)
         except UnreadableImage as error:
-            return error.reason, before
-        return "", before
+            return error.reason, [], before
+        return "", notes, before
 
-    dropped = Tally()
+    dropped, noted = Tally(), Tally()
     kept: list[FilmRecord] = []
-    checked = in_threads(problem, index.films)
-    for film, (reason, _) in zip(index.films, checked, strict=True):
+    looked = in_threads(look, index.films)
+    for film, (reason, notes, _) in zip(index.films, looked, strict=True):
         if reason:
             dropped.add(reason, film.film)
         else:
             kept.append(film)
-    read = (*index.read, *(stamp for _, stamp in checked))
-    return replace(index, films=tuple(kept), dropped=together(index.dropped, dropped.counts()), read=read)
+        for note in notes:
+            noted.add(note, film.film)
+    return replace(
+        index,
+        films=tuple(kept),
+        dropped=together(index.dropped, dropped.counts()),
+        noted=together(index.noted, noted.counts()),
+        read=(*index.read, *(stamp for _, _, stamp in looked)),
+    )
 
 
 def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:

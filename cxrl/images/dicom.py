@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from cxrl.images.png import BANNER, SYNTHETIC, check_image
-from cxrl.images.read import import_pydicom
+from cxrl.images.read_dicom import import_pydicom
 from cxrl.storage.writing import replacing
 from cxrl.version import __version__
 

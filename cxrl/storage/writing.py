@@ -41,7 +41,7 @@ def replacing(path: Path, *, private: bool = False, hint: str = "") -> Iterator[
     partial: Path | None = None
     try:
         with owner_only(private):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             special = _is_special(path)
             target = path if special else Path(os.path.realpath(path))
             partial = target.with_name(temporary_name(target.name, os.getpid()))
@@ -155,6 +155,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file in its place, which the system tells misleadingly
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
 
 
 def _refused(path: Path, option: str, error: Exception) -> CxrlError:

@@ -48,6 +48,9 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
 
             traceback.print_exc()
         line, status = _explain(cause)
+        # A Ctrl-C within an exec() of text, as in dataclasses, makes `python -m` end by that signal although
+        # it was caught, whatever the exit status; the next exec() clears CPython's note of it.
+        exec("")
     print(line, file=sys.stderr, flush=True)
     return status
 

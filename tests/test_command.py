@@ -132,6 +132,23 @@ def test_a_signal_to_a_real_process_is_one_line(number, line, status):
     assert time.monotonic() - started < 10
 
 
+def test_ctrl_c_while_a_class_is_made_is_an_exit_status_too(tmp_path):
+    # dataclasses and namedtuple call exec() with text, where CPython takes note of a Ctrl-C for `python -m`.
+    (tmp_path / "interrupted_command.py").write_text(
+        f"{USUAL}import sys\nfrom cxrl.command import run_command\n"
+        "def command(argv):\n    exec('signal.raise_signal(signal.SIGINT)')\n"
+        "sys.exit(run_command(command, []))\n"
+    )
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted_command"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"interrupted\n", 130)
+
+
 def test_a_second_sigterm_ends_what_cleans_up_for_too_long():
     running = process(
         "import sys, time\nfrom cxrl.command import run_command\n"

@@ -102,6 +102,7 @@ def main() -> int:
         forked.save_adapter(
             forked.Policy(forked.load_base(pipeline), forked.PolicyConfig()), folder / "warm-up"
         )
+        train(folder / "warm-up-run", again=False)  # what is imported on first use is then in every fork
         assert child(lambda: train(folder / "never", again=False)) == 0
         expected = resume.outcome(folder / "never")
         total: list[str] = []

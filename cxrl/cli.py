@@ -221,16 +221,24 @@ _PATHS = {
 """Options that may name a file or folder; a name or hub id is none that exists."""
 
 
+_MODELS, _WORDS = ("pspnet", "densenet121-"), ("phantom", "none")
+"""What is no path even where a file has that name."""
+
+
 def absolute(config: Config) -> Config:
     """With the paths that exist made absolute: a run is resumed, and drawn from, in any working directory."""
     changes: dict[str, dict[str, str]] = {}
     for section, names in _PATHS.items():
         for name in names:
             value = getattr(getattr(config, section), name)
-            before, _, file = value.rpartition(":")  # NAME:FILE
-            if file and Path(file).exists() and value != "phantom":
-                path = os.path.abspath(file)
-                changes.setdefault(section, {})[name] = f"{before}:{path}" if before else path
+            before, colon, file = value.partition(":")
+            if colon and before.startswith(_MODELS):  # NAME:FILE
+                found = f"{before}:{os.path.abspath(file)}" if Path(file).exists() else value
+            elif value and not value.startswith(_MODELS) and value not in _WORDS and Path(value).exists():
+                found = os.path.abspath(value)
+            else:
+                continue
+            changes.setdefault(section, {})[name] = found
     return Config.from_dict(changes, config)
 
 

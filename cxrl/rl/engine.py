@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cxrl.errors import CxrlError, unknown_name
+from cxrl.storage.layout import LOGS, TENSORBOARD
 
 DEFAULT_TIMEOUT = 600.0
 BUCKET = 2**25
@@ -62,7 +63,7 @@ class Engine:
         _check_launcher()
         self.timeout = timeout
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        project = ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs"))
+        project = ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / LOGS))
         # model.dtype is the one knob of precision: accelerate's own stays off. Without a GPU it joins
         # processes only when told so; its own launcher does, torchrun does not.
         launched = self.world
@@ -157,14 +158,15 @@ class Engine:
             with self._together("waiting"):
                 self.accelerator.wait_for_everyone()
 
-    def start_trackers(self, epoch: int = 0) -> None:
+    def start_trackers(self, epoch: int, *, resumed: bool) -> None:
         """Open the trackers; they get numbers, never reports or images.
 
         Args:
-            epoch: Epochs completed. TensorBoard forgets what it was told of later ones: they come again.
+            epoch: Epochs completed.
+            resumed: TensorBoard forgets what it was told of later epochs: they come again.
         """
-        forget = {"tensorboard": {"purge_step": epoch + 1}} if epoch else {}
-        self.accelerator.init_trackers("train", init_kwargs=forget)
+        forget = {"tensorboard": {"purge_step": epoch + 1}} if resumed else {}
+        self.accelerator.init_trackers(TENSORBOARD, init_kwargs=forget)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         self.accelerator.log(numbers, step=step)

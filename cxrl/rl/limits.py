@@ -28,7 +28,7 @@ class Limits:
         self.config, self.policy = config, policy
         self.strikes, self.reason, self.good_epoch, self.changed = 0, "", 0, False
         self.good: dict[str, Tensor] = {}
-        self._keep(0)
+        self.keep(0)
 
     def problems(self, anchor: Evaluation, policy: Evaluation) -> str:
         """What of an evaluation is beyond its limit, in words; empty when all is well."""
@@ -56,7 +56,7 @@ class Limits:
         problem = self.problems(anchor, policy)
         if not problem:
             self.strikes = 0
-            self._keep(epoch)
+            self.keep(epoch)
             return ""
         self.strikes += 1
         if self.strikes >= self.config.patience:
@@ -90,7 +90,8 @@ class Limits:
             self.strikes = field(numbers, "strikes", int, source)
             self.reason = field(numbers, "stopped_early", str, source)
 
-    def _keep(self, epoch: int) -> None:
+    def keep(self, epoch: int) -> None:
+        """Take the averaged weights as those of the last evaluation within limits."""
         self.good = {name: value.clone() for name, value in self.policy.ema.items()}
         self.good_epoch = epoch
 

@@ -53,10 +53,28 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
         raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
     config = load_yaml(run_dir / CONFIG)
     model = config.model
+    _check_sampler(config, _newest(run_dir))
     policy = load_policy(
         run_dir, device=engine.device, allow_pickle=model.allow_pickle, offload=model.offload
     )
     return config, policy
+
+
+def _check_sampler(config: Config, folder: Path) -> None:
+    """Refuse a configuration that would draw other pixels than the run was trained on."""
+    if folder.name == ADAPTER:
+        recorded = read_description(folder).get("sampler", {})
+    else:
+        path = folder / STATE_FILE
+        settings = field(read_json(path), "settings", dict, str(path))
+        recorded = {n.removeprefix("sampler."): v for n, v in settings.items() if n.startswith("sampler.")}
+        recorded.pop("batch_size", None)
+    for name, value in recorded.items():
+        found = getattr(config.sampler, name, None)
+        if found != value:
+            raise CxrlError(
+                f"sampler.{name}: {found!r} in {CONFIG}, but {folder} was trained with {value!r}; put it back"
+            )
 
 
 def load_policy(

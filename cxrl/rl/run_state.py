@@ -20,7 +20,15 @@ from cxrl.models.fingerprint import check_fingerprint
 from cxrl.rl.build import Parts, prompts_digest
 from cxrl.rl.comparison import RewardUnits
 from cxrl.rl.engine import Engine
-from cxrl.storage.checkpoint import Checkpoint, State, checkpoints, damaged, load_checkpoint, save_checkpoint
+from cxrl.storage.checkpoint import (
+    Checkpoint,
+    State,
+    checkpoints,
+    damaged,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
 from cxrl.storage.reading import field
 from cxrl.storage.run_dir import RunDir, check_settings, settings
 
@@ -97,6 +105,10 @@ class RunState:
             raise damaged(path, CxrlError(f"cannot read {path}: {error} is missing")) from error
         if not parts.limits.reason and (parts.limits.changed or self.epoch < self.config.train.num_epochs):
             self.kept_epoch = self.epoch  # it goes on, or is judged anew
+        if (
+            self.engine.is_main
+        ):  # a kill before an older one was deleted leaves one too many
+            prune(run_dir.checkpoints, self.config.train.keep_checkpoints)
         return path
 
     def _checkpoint(self, run_id: str) -> Checkpoint:

@@ -105,14 +105,20 @@ class Trainer:
             self.engine.wait()
             if self.resume:
                 path = self.state.load(self.run_dir)
+                if path is None and self.run_dir.has_result():
+                    raise CxrlError(
+                        f"{self.run_dir.path} holds a finished run without checkpoints, so nothing to go on "
+                        "from; --overwrite starts again, another --run-dir keeps it"
+                    )
                 where = f"resuming after epoch {self.state.epoch} from {path}"
                 nothing = f"no checkpoint in {self.run_dir.path}: starting from the beginning"
                 for line in (where if path else nothing, *self.state.notes):
                     self.reporter.message(line)
             if self.engine.is_main:
+                self.run_dir.write_config(self.config)
                 for line in self.run_dir.roll_back(self.state.epoch):
                     self.reporter.message(line)
-            self.engine.start_trackers(self.state.epoch)
+            self.engine.start_trackers(self.state.epoch, resumed=self.resume)
             try:
                 yield
             except BaseException:
@@ -127,6 +133,10 @@ class Trainer:
         summary: Summary | None = None
         if state.epoch == 0:
             self.reporter.message("judging the anchor")
+        elif limits.reason:
+            self.reporter.message(f"stopped after epoch {state.epoch}: {limits.reason}; change it to go on")
+        elif state.epoch >= train.num_epochs:
+            self.reporter.message(f"all {train.num_epochs} epochs are done; --train.num-epochs for more")
         self.parts.evaluator.anchor  # noqa: B018 drawn now, so that the first epochs' times are their own
         while state.epoch < train.num_epochs and not limits.reason:
             record = self._train_epoch()
@@ -229,6 +239,8 @@ class Trainer:
         problem = limits.problems(summary.anchor, summary.policy)
         if problem:
             self.reporter.message(f"warning: at the end: {problem}")
+        elif state.kept_epoch == state.epoch:
+            limits.keep(state.epoch)
         if problem and limits.good_epoch and state.kept_epoch == state.epoch:
             self._fall_back()
             with self._kept_weights():

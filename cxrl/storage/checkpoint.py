@@ -98,9 +98,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int, keep: in
         raise CxrlError(
             f"cannot write checkpoint {target}: {reason}; {kept}; make room and go on with --resume"
         ) from error
+    prune(folder, keep)
+    return target
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep``."""
     for old in checkpoints(folder)[:-keep]:
         delete_checkpoint(old)
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -108,7 +113,7 @@ def checkpoints(folder: Path) -> list[Path]:
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         step = step_number(path.name)
-        if step is not None and path.is_dir() and not path.is_symlink():
+        if step is not None and not path.is_symlink() and (path / MANIFEST).is_file():
             found[step] = path
     return [found[step] for step in sorted(found)]
 

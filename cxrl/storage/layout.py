@@ -17,6 +17,8 @@ import re
 MARKER = ".cxrl-run.json"
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ADAPTER, SAMPLES, LOGS = "checkpoints", "adapter", "samples", "logs"
+TENSORBOARD = "train"
+"""Folder of its events in logs/: what accelerate calls the project."""
 FILES = (MARKER, CONFIG, METRICS, SUMMARY)
 FOLDERS = (CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
 

@@ -9,10 +9,12 @@ process dies, however it does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from cxrl.storage.privacy import owner_only
 from cxrl.storage.writing import cannot_write, check_folder_writable, write_json, write_text
 
 FORMAT = 1
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 MAY_CHANGE = (
     "run",
@@ -108,7 +111,7 @@ class RunDir:
             with owner_only(private):
                 self.path.mkdir(parents=True, exist_ok=True)
                 if private:
-                    self.path.chmod(0o700)  # reports and images of a run quote the data set
+                    self._close_to_others()
                 _make_marker(marker)
                 self._lock = _Lock(marker)
                 self.check(config, resume=resume, overwrite=overwrite)  # what was there may have changed
@@ -119,7 +122,8 @@ class RunDir:
                 self._remove_temporary()
                 for name in (layout.CHECKPOINTS, layout.SAMPLES, layout.LOGS):
                     (self.path / name).mkdir(exist_ok=True)
-                write_text(self.path / layout.CONFIG, config.to_yaml())
+                if not (resume and (self.path / layout.CONFIG).exists()):
+                    self.write_config(config)
         except OSError as error:
             self.release()
             raise cannot_write(
@@ -128,6 +132,14 @@ class RunDir:
         except BaseException:
             self.release()
             raise
+
+    def write_config(self, config: Config) -> None:
+        """Write the configuration; of a resumed run once its checkpoint is seen to fit."""
+        write_text(self.path / layout.CONFIG, config.to_yaml())
+
+    def has_result(self) -> bool:
+        """Whether a run was finished here."""
+        return (self.path / layout.SUMMARY).exists() or (self.adapter / layout.ADAPTER_FILE).exists()
 
     def release(self) -> None:
         """Let another process work here."""
@@ -145,6 +157,9 @@ class RunDir:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _epoch_of(line) < epochs]
         write_text(path, "".join(f"{line}\n" for line in kept))
+        for path in self.samples.glob("*-kept.png"):  # written again at the end, if it still holds
+            if layout.is_grid(path.name):
+                path.unlink()
         if _epochs(self.adapter / layout.ADAPTER_FILE) > epochs:
             remove_adapter(self.adapter)
         if _epochs(self.path / layout.SUMMARY) > epochs:
@@ -200,9 +215,19 @@ class RunDir:
         return bool(
             checkpoints(self.checkpoints)
             or (metrics.is_file() and metrics.stat().st_size)
-            or (self.path / layout.SUMMARY).exists()
-            or (self.adapter / layout.ADAPTER_FILE).exists()
+            or self.has_result()
         )
+
+    def _close_to_others(self) -> None:
+        """What a run writes quotes the data set; a folder with files of others is not closed to them."""
+        ours = (self.path / layout.MARKER).exists() or not any(self.path.iterdir())
+        if ours:
+            self.path.chmod(0o700)
+        elif self.path.stat().st_mode & 0o077:
+            raise CxrlError(
+                f"{self.path} holds other files and others can read it, which restricted data forbid; choose "
+                "another --run-dir"
+            )
 
     def _clear(self) -> None:
         """Delete what runs write and nothing else; the configuration last, so that a kill leaves a
@@ -217,13 +242,13 @@ class RunDir:
         for path in self.samples.glob("epoch-*.png"):
             if layout.is_grid(path.name):
                 path.unlink()
-        for path in (self.path / layout.LOGS).rglob("*"):
+        logs = self.path / layout.LOGS
+        for path in (logs / layout.TENSORBOARD).glob("*") if not logs.is_symlink() else ():
             if layout.is_event_file(path.name) and path.is_file():
                 path.unlink()
-        for name in layout.FOLDERS:
-            for folder in (*(p for p in (self.path / name).glob("*") if p.is_dir()), self.path / name):
-                with contextlib.suppress(OSError):  # missing, or with something in it that is not ours
-                    folder.rmdir()
+        for folder in (logs / layout.TENSORBOARD, *(self.path / name for name in layout.FOLDERS)):
+            with contextlib.suppress(OSError):  # missing, or with something in it that is not ours
+                folder.rmdir()
         (self.path / layout.CONFIG).unlink(missing_ok=True)
 
     def _remove_temporary(self) -> None:
@@ -239,16 +264,24 @@ class _Lock:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        busy = False
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Where a marker cannot be linked into place, another process may have put its own there since.
+            busy = os.fstat(self._descriptor).st_ino != path.stat().st_ino
         except BlockingIOError:
+            busy = True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(self._descriptor)
+                raise
+            warnings.warn(f"{path.parent}: this file system has no locks; run one process here", stacklevel=3)
+        if busy:
             os.close(self._descriptor)
             raise CxrlError(
                 f"another process is working on the run in {path.parent}; wait for it, or choose another "
                 "--run-dir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -323,8 +356,8 @@ def _epochs(path: Path) -> float:
     if not path.is_file():
         return 0
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["epochs"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(json.loads(path.read_text(encoding="utf-8")).get("epochs", 0))
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return float("inf")
 
 
@@ -342,5 +375,5 @@ def _epoch_of(line: str) -> float:
     """The epoch of a metrics line; a line that was cut by a kill counts as the latest."""
     try:
         return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

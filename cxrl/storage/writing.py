@@ -54,8 +54,9 @@ def replacing(path: Path, *, private: bool = False, hint: str = "") -> Iterator[
                     file.write(partial.read_bytes())
                 partial.unlink()
                 return
-            # Libraries choose modes of their own: safetensors writes 0600.
-            partial.chmod(0o600 if private else 0o666 & ~current_umask())
+            # Libraries choose modes of their own, safetensors 0600. A file that is there keeps its mode.
+            mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~current_umask()
+            partial.chmod(0o600 if private else mode)
             sync(partial)
             os.replace(partial, target)
             sync(target.parent)

@@ -89,6 +89,7 @@ MOMENTS = {
     "while_writing_the_first_checkpoint": lambda: die_before(checkpoint, "write_tensors", 3),
     "before_the_rename_of_the_second": lambda: die_before(os, "rename", 2),
     "while_deleting_an_old_one": lambda: die_before(checkpoint, "_delete", 5),
+    "before_deleting_the_last_old_one": lambda: die_before(checkpoint, "delete_checkpoint", 3),
     "within_the_third_epoch": lambda: die_before(Updater, "_step", 6),
     "in_a_metrics_line": die_in_the_middle_of_a_line,
     "while_saving_the_adapter": lambda: die_before(trainer_module, "save_adapter", 1),

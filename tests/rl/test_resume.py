@@ -58,6 +58,7 @@ def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         "while_writing_the_first_checkpoint",
         "before_the_rename_of_the_second",
         "while_deleting_an_old_one",
+        "before_deleting_the_last_old_one",
         "within_the_third_epoch",
         "in_a_metrics_line",
         "while_saving_the_adapter",

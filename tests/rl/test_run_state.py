@@ -21,9 +21,10 @@ from PIL import Image
 import cxrl.rl.trainer as trainer_module
 from cxrl.config import Config
 from cxrl.errors import CxrlError
+from cxrl.rl.engine import Engine
 from cxrl.rl.limits import Limits
 from cxrl.rl.progress import Reporter
-from cxrl.rl.reopen import load_policy
+from cxrl.rl.reopen import load_policy, open_run
 from cxrl.rl.trainer import Trainer
 from cxrl.rl.update import Updater
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
@@ -368,3 +369,50 @@ def test_the_units_are_those_of_the_first_rollout(
     for trainer in (resumed, whole):
         for name in ("mean", "std"):
             assert torch.equal(getattr(trainer.state.units, name), getattr(one.state.units, name))
+
+
+def test_a_finished_run_without_checkpoints_is_not_started_again(
+    config: Config, run: Path, fakes: dict[str, Any]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(CxrlError, match="holds a finished run without checkpoints"):
+        start(config, run, fakes, resume=True)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_sampler_edited_in_the_folder_draws_nothing(config: Config, run: Path) -> None:
+    edited = Config.from_dict({"sampler": {"num_steps": 2}}, config)
+    (run / "config.yaml").write_text(edited.to_yaml())
+    with pytest.raises(
+        CxrlError, match=r"sampler.num_steps: 2 in config.yaml, but .*adapter was trained with 3"
+    ):
+        open_run(run, Engine(run))
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(
+        CxrlError, match=r"sampler.num_steps: 2 in config.yaml, but .*step-000004 was trained"
+    ):
+        open_run(run, Engine(run))
+
+
+def test_a_refused_resume_leaves_the_configuration(
+    config: Config, make_config: Make, run: Path, fakes: dict[str, Any]
+) -> None:
+    path, before = checkpoints(run / "checkpoints")[-1], (run / "config.yaml").read_text()
+    change(path, lambda state: state.update({"run": "0" * 32}))
+    longer = make_config(train={"num_epochs": 9, "eval_every": 1}, policy={"ema_decay": 0.0})
+    with pytest.raises(CxrlError, match="belongs to another run"):
+        start(longer, run, fakes, resume=True)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_weights_of_the_last_epoch_are_the_last_within_limits(
+    config: Config, make_config: Make, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run in two goes keeps what a run in one would."""
+    start(config, tmp_path / "run", fakes)
+    saved = load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert saved.state["good_epoch"] == 2
+    monkeypatch.setattr(Limits, "problems", lambda *_: "diversity is low")
+    longer = make_config(train={"num_epochs": 3, "eval_every": 0}, policy={"ema_decay": 0.0})
+    assert start(longer, tmp_path / "run", fakes, resume=True)["kept_epoch"] == 2

@@ -147,8 +147,9 @@ def test_what_is_no_checkpoint_is_passed_over_and_kept(tmp_path: Path) -> None:
     for name in names:
         shutil.copytree(tmp_path / "step-000002", tmp_path / name)
     (tmp_path / "step-000099").write_text("a file")
+    (tmp_path / "step-000097").mkdir()
     (tmp_path / "step-000098").symlink_to(tmp_path / "step-000002")
-    assert strays(tmp_path) == sorted([*names, "step-000099", "step-000098"])
+    assert strays(tmp_path) == sorted([*names, "step-000099", "step-000098", "step-000097"])
     save(tmp_path, 4, keep=1)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000004"]
     for name in names:

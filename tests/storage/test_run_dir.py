@@ -299,3 +299,38 @@ def test_a_setting_that_decides_what_is_learned_stays(tmp_path: Path, name: str,
     with pytest.raises(CxrlError, match=rf"{name}: .*{value}.*was started with"):
         claim(tmp_path, other, resume=True)
     claim(tmp_path, Config.from_dict({"train": {"num_epochs": 7}, "eval": {"num_images": 9}}), resume=True)
+
+
+def test_a_folder_of_others_is_not_closed_to_them(tmp_path: Path) -> None:
+    config = Config.from_dict({"data": {"source": "mimic_cxr", "root": "x"}})
+    (tmp_path / "theirs.txt").write_text("x")
+    tmp_path.chmod(0o755)
+    with pytest.raises(CxrlError, match="holds other files and others can read it"):
+        claim(tmp_path, config)
+    assert mode(tmp_path) == 0o755
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs.txt"]
+    tmp_path.chmod(0o700)
+    claim(tmp_path, config)
+
+
+def test_event_files_of_others_stay(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    other = tmp_path / "run" / layout.LOGS / "other" / "events.out.tfevents.9.host.2.3"
+    other.parent.mkdir()
+    other.write_bytes(b"mine")
+    claim(run.path, overwrite=True)
+    assert other.read_bytes() == b"mine"
+    shutil.rmtree(run.path / layout.LOGS)
+    (tmp_path / "shared" / "train").mkdir(parents=True)
+    (tmp_path / "shared" / "train" / other.name).write_bytes(b"mine")
+    (run.path / layout.LOGS).symlink_to(tmp_path / "shared")
+    claim(run.path, overwrite=True)
+    assert (tmp_path / "shared" / "train" / other.name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("line", ['{"epoch": Infinity}', '{"epoch": 1e999}', "[" * 5000, '{"epoch": []}'])
+def test_a_damaged_line_counts_as_the_latest(tmp_path: Path, line: str) -> None:
+    run = claim(tmp_path)
+    (tmp_path / layout.METRICS).write_text(f'{{"epoch": 0}}\n{line}\n')
+    run.roll_back(5)
+    assert (tmp_path / layout.METRICS).read_text() == '{"epoch": 0}\n'

@@ -68,6 +68,7 @@ def test_what_the_check_finds() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute or two of nvcc on idle cores, many on busy ones
 @pytest.mark.skipif(kernel_resources.nvcc_path() is None, reason="needs nvcc")
 def test_compiles_to_no_more(capsys: pytest.CaptureFixture[str]) -> None:
     # All architectures at once keep all cores at work.

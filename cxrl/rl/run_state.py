@@ -105,9 +105,7 @@ class RunState:
             raise damaged(path, CxrlError(f"cannot read {path}: {error} is missing")) from error
         if not parts.limits.reason and (parts.limits.changed or self.epoch < self.config.train.num_epochs):
             self.kept_epoch = self.epoch  # it goes on, or is judged anew
-        if (
-            self.engine.is_main
-        ):  # a kill before an older one was deleted leaves one too many
+        if self.engine.is_main:  # a kill before an older one was deleted leaves one too many
             prune(run_dir.checkpoints, self.config.train.keep_checkpoints)
         return path
 

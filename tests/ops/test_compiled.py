@@ -19,7 +19,7 @@ FUZZ = Path(__file__).with_name("fuzz_arguments.py")
 
 def fuzz(backend: str, **environment: str) -> str:
     """Run fuzz_arguments.py in a process of its own, where a crash is only a failure."""
-    options = ["-q", "-s", "-p", "no:cacheprovider", "-k", f"[{backend}"]
+    options = ["-q", "-s", "-p", "no:cacheprovider", "-o", "timeout=900", "-k", f"[{backend}"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(FUZZ)],
         env={**os.environ, "PYTEST_ADDOPTS": "", "OMP_NUM_THREADS": "1", **environment},

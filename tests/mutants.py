@@ -151,7 +151,7 @@ MUTANTS: list[Mutant] = [
     *_in(
         "rl/limits.py",
         f"tests/rl/test_limits.py {STATE}",
-        ("            self.strikes = 0\n            self._keep", "            self._keep"),
+        ("            self.strikes = 0\n            self.keep", "            self.keep"),
         ("diversity < share * anchor", "diversity > share * anchor"),
         ("self.strikes >= self.config.patience", "self.strikes > self.config.patience"),
         ("{name: value.clone() for name, value in self.policy.ema.items()}", "dict(self.policy.ema)"),
@@ -268,7 +268,7 @@ MUTANTS: list[Mutant] = [
     *_in(
         "storage/writing.py",
         "tests/storage/test_writing.py tests/storage/test_checkpoint.py",
-        ("0o600 if private else 0o666 & ~current_umask()", "0o666 & ~current_umask()"),
+        ("0o600 if private else mode", "mode"),
         ("return not stat.S_ISREG(path.stat().st_mode)", "return False"),
         ("Path(os.path.realpath(path))\n            partial", "path\n            partial"),
     ),

@@ -276,7 +276,7 @@ MUTANTS: list[Mutant] = [
         "storage/run_dir.py",
         f"tests/storage/test_run_dir.py {STATE}",
         ("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
-        ("            if layout.is_grid(path.name):\n                path.unlink()", "            path.unlink()"),
+        ("            if layout.is_grid(path.name):\n                path.unlink()\n        logs", "            path.unlink()\n        logs"),
         ("kept = [line for line in lines if _epoch_of(line) < epochs]", "kept = [line for line in lines if _epoch_of(line) <= epochs]"),
         ("        if wrong:\n", "        if False:\n"),
     ),

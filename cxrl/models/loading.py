@@ -234,7 +234,10 @@ def _config(kind: Any, folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise CxrlError(f"{folder.name}/config.json is missing")
     load = kind.load_config if _is_diffusers(kind) else kind.config_class.from_pretrained
-    return load(str(folder))
+    config = load(str(folder))
+    if not isinstance(config, dict if _is_diffusers(kind) else kind.config_class):
+        raise CxrlError(f"{folder.name}/config.json holds a {type(config).__name__}, expected a JSON object")
+    return config
 
 
 def _too_deep(config: Any, most: int, name: str = "") -> str:
@@ -350,8 +353,11 @@ def _told(info: Mapping[str, Any], kind: Any, network: Any) -> str:
     if not missing:
         modules = _modules(kind, network)
         extra = [name for name in extra if _is_inside(kind, modules, name)]
+    wrong = sorted(info["mismatched_keys"])
+    if wrong and isinstance(wrong[0], str) and not missing:  # transformers before 5 gives no shapes
+        return f"has a tensor {wrong[0]} of another shape than expected"
     errors = info.get("error_msgs") or ()
-    return describe(missing, sorted(extra), sorted(info["mismatched_keys"])) or " ".join(errors)[:200]
+    return describe(missing, sorted(extra), wrong) or " ".join(errors)[:200]
 
 
 def _own_names(kind: Any, network: Any, main: Path, names: Iterable[str]) -> dict[str, str]:

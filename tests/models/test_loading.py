@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
-from cxrl.models.loading import check_network
+from cxrl.models.loading import _told, check_network
 
 State = dict[str, torch.Tensor]
 ChangedBase = Callable[..., Path]
@@ -286,3 +286,9 @@ def test_a_pickle_that_is_none_and_one_that_would_run_code(changed_base: Changed
     refused("cannot be read: Weights only load failed")
     path.write_bytes(b"damaged")
     refused("cannot be read")
+
+
+def test_mismatches_of_older_transformers_are_told() -> None:
+    # Before version 5 it gives names alone, since then (name, stored, expected).
+    info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": ["b.weight", "a.weight"]}
+    assert "a.weight of another shape" in _told(info, transformers.CLIPTextModel, torch.nn.Module())

@@ -5,12 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cxrl.command import run_command
-
-if TYPE_CHECKING:
-    from cxrl.cli import TrainOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,30 +18,27 @@ def _train(argv: Sequence[str]) -> None:
     from cxrl.cli import parse_train
 
     options = parse_train(argv)
-    try:
-        _run(options)
-    except KeyboardInterrupt as stop:
-        from cxrl.storage.layout import CONFIG
-
-        if (options.run_dir / CONFIG).is_file():
-            words = ["python", "-m", "cxrl.train", "--run-dir", str(options.run_dir), "--resume"]
-            stop.args = (f"go on with: {shlex.join(words)}",)
-        raise
-
-
-def _run(options: TrainOptions) -> None:
     from cxrl.output.terminal import TerminalReporter, summary_table
     from cxrl.rl.trainer import Trainer
+    from cxrl.storage.layout import CONFIG
 
     reporter = TerminalReporter(options.config.train.num_epochs)
     try:
-        summary = Trainer(
+        trainer = Trainer(
             options.config,
             options.run_dir,
             resume=options.resume,
             overwrite=options.overwrite,
             reporter=reporter,
-        ).run()
+        )
+        try:
+            summary = trainer.run()
+        except KeyboardInterrupt as stop:
+            if not (options.run_dir / CONFIG).is_file():
+                raise
+            words = ["python", "-m", "cxrl.train", "--run-dir", str(options.run_dir), "--resume"]
+            stop.args = (f"go on with: {shlex.join(words)}",)
+            raise
     finally:
         reporter.close()
     reporter.message(f"{summary_table(summary)}\n{options.run_dir}/samples shows anchor above policy")

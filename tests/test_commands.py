@@ -159,6 +159,26 @@ def test_evaluate_repeats_the_summary(finished, tmp_path, capsys):
     assert json.loads(out.read_text())["num_images"] == 4
 
 
+@pytest.mark.filterwarnings("always:other judges")
+def test_other_judges_than_before_are_told(finished, judges, tmp_path, capsys):
+    out, path = tmp_path / "summary.json", judges / "diagnosis.safetensors"
+    shutil.copytree(finished, tmp_path / "unfinished")
+    shutil.rmtree(tmp_path / "unfinished" / "adapter")
+    before = path.read_bytes()
+    untrained(judges, 2)
+    try:
+        for run in (finished, tmp_path / "unfinished"):
+            assert evaluate.main(["--run", str(run), "--out", str(out)]) == 0
+            told = capsys.readouterr().err
+            assert "warning: other judges than judged this run before: eval.consistency, eval.diag" in told
+            assert json.loads(out.read_text())["epochs"] == 2
+    finally:
+        untrained(judges, 1)
+    assert path.read_bytes() == before
+    assert evaluate.main(["--run", str(finished), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def generated(finished, out, *more):
     argv = ["--run", str(finished), "--prompt", "left effusion", "--out", str(out), *more]
     assert generate.main(argv) == 0

@@ -23,6 +23,7 @@ from cxrl.errors import CxrlError
 from cxrl.models.policy import ACE, Policy
 from cxrl.storage.layout import ACE_FILE, ADAPTER_FILE, ADAPTER_FILES, LORA_FILE, UNET_FILE
 from cxrl.storage.reading import check_files, describe_file, read_json, read_tensors
+from cxrl.storage.run_dir import remove_adapter
 from cxrl.storage.writing import replacing, write_json, write_tensors
 
 FORMAT = 2
@@ -40,8 +41,7 @@ def save_adapter(policy: Policy, folder: Path, about: Mapping[str, Any] | None =
     Raises:
         CxrlError: A file cannot be written; it is named.
     """
-    for name in reversed(ADAPTER_FILES):
-        (folder / name).unlink(missing_ok=True)
+    remove_adapter(folder)
     with policy.ema_weights():
         if policy.config.train == "lora":
             _save_lora(policy, folder / LORA_FILE)

@@ -112,7 +112,7 @@ def build(
         updater=Updater(sampler, config.optim, engine),
         anchors=Anchors(sampler, config, engine),
         evaluator=Evaluator(sampler, held_out, judged_by, config, engine),
-        limits=Limits(config.train, policy),
+        limits=Limits(config, policy),
         digests=_digests(config, made=rewards is not None, judged=judges is not None),
         notes=tuple(note for note in notes if note),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cxrl.config import TrainConfig
+from cxrl.config import Config
 from cxrl.evaluation.summary import Evaluation
 from cxrl.models.policy import Policy
 from cxrl.storage.checkpoint import State
@@ -21,11 +23,13 @@ class Limits:
         reason: Why the run must stop; empty while it may go on.
         good: Name → averaged weights of the last evaluation within limits; of the start before there was one.
         good_epoch: Whose they are; 0 is the start.
-        changed: Whether the limits are others than those of the checkpoint that was loaded.
+        changed: Whether the limits, or what is judged by what, are others than in the checkpoint that was
+            loaded.
     """
 
-    def __init__(self, config: TrainConfig, policy: Policy) -> None:
-        self.config, self.policy = config, policy
+    def __init__(self, config: Config, policy: Policy) -> None:
+        self.config, self.policy = config.train, policy
+        self._judging = config.to_dict()["eval"]
         self.strikes, self.reason, self.good_epoch, self.changed = 0, "", 0, False
         self.good: dict[str, Tensor] = {}
         self.keep(0)
@@ -64,7 +68,7 @@ class Limits:
         return problem
 
     def state(self) -> State:
-        """For a checkpoint, with the limits themselves: a stop holds for the ones that it was for."""
+        """For a checkpoint, with the limits and the settings of ``eval``: a stop holds for the same."""
         return State(
             {GOOD_FILE: self.good},
             {
@@ -76,7 +80,7 @@ class Limits:
         )
 
     def load_state(self, state: State, device: torch.device, source: str) -> None:
-        """Take what :meth:`state` gave. With other limits than then the run may go on.
+        """Take what :meth:`state` gave. With other limits or judges than then the run may go on.
 
         Raises:
             CxrlError: It is damaged or another policy's; the message names ``source``.
@@ -95,6 +99,7 @@ class Limits:
         self.good = {name: value.clone() for name, value in self.policy.ema.items()}
         self.good_epoch = epoch
 
-    def _limits(self) -> dict[str, float]:
+    def _limits(self) -> dict[str, Any]:
         c = self.config
-        return {"diversity": c.early_stop_diversity, "fid": c.early_stop_fid, "patience": c.patience}
+        limits = {"diversity": c.early_stop_diversity, "fid": c.early_stop_fid, "patience": c.patience}
+        return {**limits, "eval": self._judging}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.seeding import generator
+from cxrl.scorers.choice import model_choices
+from cxrl.scorers.digests import changed, scorer_digests
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 from cxrl.storage.layout import (
     ADAPTER,
@@ -53,23 +56,31 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
         raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
     config = load_yaml(run_dir / CONFIG)
     model = config.model
-    _check_sampler(config, _newest(run_dir))
+    _check_sampler(config, run_dir)
     policy = load_policy(
         run_dir, device=engine.device, allow_pickle=model.allow_pickle, offload=model.offload
     )
     return config, policy
 
 
-def _check_sampler(config: Config, folder: Path) -> None:
-    """Refuse a configuration that would draw other pixels than the run was trained on."""
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What an adapter, or a checkpoint in the same words, says of its training: ``epochs``, ``kept_epoch``,
+    ``stopped_early``, ``sampler``, ``models``.
+    """
     if folder.name == ADAPTER:
-        recorded = read_description(folder).get("sampler", {})
-    else:
-        path = folder / STATE_FILE
-        settings = field(read_json(path), "settings", dict, str(path))
-        recorded = {n.removeprefix("sampler."): v for n, v in settings.items() if n.startswith("sampler.")}
-        recorded.pop("batch_size", None)
-    for name, value in recorded.items():
+        return read_description(folder)
+    path = folder / STATE_FILE
+    state = read_json(path)
+    settings = field(state, "settings", dict, str(path))
+    sampler = {n.removeprefix("sampler."): v for n, v in settings.items() if n.startswith("sampler.")}
+    sampler.pop("batch_size", None)
+    return state | {"epochs": field(state, "epoch", int, str(path)), "sampler": sampler}
+
+
+def _check_sampler(config: Config, run_dir: Path) -> None:
+    """Refuse a configuration that would draw other pixels than the run was trained on."""
+    folder = _newest(run_dir)
+    for name, value in _recorded(folder).get("sampler", {}).items():
         found = getattr(config.sampler, name, None)
         if found != value:
             raise CxrlError(
@@ -203,7 +214,8 @@ def save_images(out: Path, drawings: Iterable[Drawing], file_format: str = "png"
 
 
 def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, Any]:
-    """Judge a run again, as the end of its training does: the content of ``summary.json``.
+    """Judge a run again, as the end of its training does: the content of ``summary.json``. Warns where the
+    judges are not the ones that judged it then.
 
     Args:
         run_dir: A run of ``cxrl.train``.
@@ -217,7 +229,12 @@ def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, A
     config, policy = open_run(run_dir, engine)
     if num_images is not None:
         config = Config.from_dict({"eval": {"num_images": num_images}}, config)
+    recorded, now = _recorded(_newest(run_dir)), scorer_digests(model_choices(config, "eval").values())
+    judged = {name: d for name, d in recorded.get("models", {}).items() if name.startswith("eval.")}
+    if others := changed(judged, now):
+        warnings.warn(f"other judges than judged this run before: {', '.join(others)}", stacklevel=2)
     judges = build_judges(config, policy.base.image_size, engine.device)
     prompts = load_prompts(config, policy.base, "eval").prompts
     evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
-    return evaluator.summary().to_dict(wall_seconds=time.perf_counter() - started)
+    result = evaluator.summary().to_dict(wall_seconds=time.perf_counter() - started)
+    return result | {name: recorded.get(name) for name in ("epochs", "kept_epoch", "stopped_early")}

@@ -20,6 +20,7 @@ from cxrl.models.fingerprint import check_fingerprint
 from cxrl.rl.build import Parts, prompts_digest
 from cxrl.rl.comparison import RewardUnits
 from cxrl.rl.engine import Engine
+from cxrl.scorers.digests import changed
 from cxrl.storage.checkpoint import (
     Checkpoint,
     State,
@@ -57,6 +58,14 @@ class RunState:
     def wall_seconds(self) -> float:
         """Time spent on the run, with what came before a resume."""
         return self._seconds_before + time.perf_counter() - self._started
+
+    def describe(self) -> dict[str, Any]:
+        """What summary and adapter say of where the run ended; JSON."""
+        return {
+            "epochs": self.epoch,
+            "kept_epoch": self.kept_epoch,
+            "stopped_early": self.parts.limits.reason,
+        }
 
     def save(self, run_dir: RunDir) -> None:
         """Write a checkpoint. The main process writes; all must hold the same weights, for a resumed run
@@ -141,18 +150,15 @@ class RunState:
         check_fingerprint(
             checkpoint.policy.get("base_fingerprint"), policy.fingerprint, str(path), policy.base.path
         )
-        models = field(state, "models", dict, str(path))
-        changed = [
-            n for n in sorted({*models, *self.parts.digests}) if models.get(n) != self.parts.digests.get(n)
-        ]
-        rewards = [name for name in changed if name.startswith("rewards.")]
+        others = changed(field(state, "models", dict, str(path)), self.parts.digests)
+        rewards = [name for name in others if name.startswith("rewards.")]
         if rewards:
             raise CxrlError(
                 f"{rewards[0]}: its files are others than when the run in {path} was started; put them back, "
                 "or start another --run-dir"
             )
-        if changed:
-            self.notes += (f"warning: other judges than before: {', '.join(changed)}",)
+        if others:
+            self.notes += (f"warning: other judges than before: {', '.join(others)}",)
         if state.get("prompts") != self._prompts:
             raise CxrlError(
                 f"{path}: the training reports or their labels are others than when the run was started; put "

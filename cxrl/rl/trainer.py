@@ -270,9 +270,7 @@ class Trainer:
 
     def _finish(self, summary: Summary) -> dict[str, Any]:
         state, s = self.state, self.config.sampler
-        where = {"epochs": state.epoch, "kept_epoch": state.kept_epoch}
-        result = summary.to_dict(wall_seconds=state.wall_seconds())
-        result |= where | {"stopped_early": self.parts.limits.reason}
+        result = summary.to_dict(wall_seconds=state.wall_seconds()) | state.describe()
         sampler = {
             "num_steps": s.num_steps,
             "eta": s.eta,
@@ -280,7 +278,8 @@ class Trainer:
             "timestep_spacing": s.timestep_spacing,
         }
         if self.engine.is_main:
-            about = {**where, "step": self.parts.updater.num_steps, "sampler": sampler}
+            about = {**state.describe(), "step": self.parts.updater.num_steps, "sampler": sampler}
+            about["models"] = dict(self.parts.digests)
             with self._kept_weights():
                 save_adapter(self.parts.policy, self.run_dir.adapter, about)
             write_json(self.run_dir.path / SUMMARY, result, hint="make room and use --resume")

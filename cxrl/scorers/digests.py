@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cxrl.errors import CxrlError
 from cxrl.scorers.choice import ModelChoice, file_sha256
@@ -36,6 +37,11 @@ def scorer_digests(choices: Iterable[ModelChoice], own_rewards: Iterable[str] = 
             beside = [choice.folder / name for name in ("posture.safetensors", "reference.safetensors")]
             found["eval.judges"] = _digest(beside, "eval.judges", is_folder=True)
     return found | {f"rewards.{name}": UNKNOWN for name in own_rewards}
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """The options whose digests differ, sorted."""
+    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 
 
 def _digest(paths: list[Path], option: str, *, is_folder: bool) -> str:

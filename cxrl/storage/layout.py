@@ -36,8 +36,11 @@ ADAPTER_FILES = (LORA_FILE, ACE_FILE, UNET_FILE, ADAPTER_FILE)
 PARTIAL = ".partial-"
 """Prefix of a checkpoint that is being written or deleted."""
 
+_LONGEST = 200  # bytes, of the 255 that a name may have
+
 _STEP = re.compile(r"step-(\d+)", re.ASCII)
 _GRID = re.compile(r"epoch-(\d{6,})(-kept)?\.png", re.ASCII)
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.cxrl-tmp", re.ASCII | re.DOTALL)
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 
 
@@ -68,10 +71,17 @@ def is_event_file(name: str) -> bool:
 
 
 def temporary_name(name: str, pid: int) -> str:
-    """What ``name`` is called while process ``pid`` writes it."""
-    return f".{name}.{pid}.cxrl-tmp"
+    """What ``name``, cut to a length that file systems take, is called while process ``pid`` writes it."""
+    kept = name.encode(errors="surrogateescape")[:_LONGEST].decode(errors="ignore")
+    return f".{kept}.{pid}.cxrl-tmp"
+
+
+def temporary_writer(name: str) -> int | None:
+    """The process that writes a file of this name; None where :func:`temporary_name` does not give it."""
+    found = _TEMPORARY.fullmatch(name)
+    return int(found[1]) if found and len(found[1]) < 19 else None
 
 
 def is_temporary(name: str) -> bool:
     """Whether :func:`temporary_name` gives this name."""
-    return name.startswith(".") and name.endswith(".cxrl-tmp")
+    return temporary_writer(name) is not None

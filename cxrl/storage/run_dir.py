@@ -159,11 +159,11 @@ class RunDir:
         write_text(path, "".join(f"{line}\n" for line in kept))
         for path in self.samples.glob("*-kept.png"):  # written again at the end, if it still holds
             if layout.is_grid(path.name):
-                path.unlink()
+                _delete(path)
         if _epochs(self.adapter / layout.ADAPTER_FILE) > epochs:
             remove_adapter(self.adapter)
         if _epochs(self.path / layout.SUMMARY) > epochs:
-            (self.path / layout.SUMMARY).unlink()
+            _delete(self.path / layout.SUMMARY)
         ignored = strays(self.checkpoints)
         return [f"{self.checkpoints}: no checkpoints, passed over: {', '.join(ignored)}"] if ignored else []
 
@@ -200,7 +200,10 @@ class RunDir:
             try:
                 load_yaml(config)
             except CxrlError as error:
-                raise self._foreign([layout.CONFIG], f"it does not load: {error}") from None
+                raise CxrlError(
+                    f"{config} does not load, so nothing was touched: {error}; mend it, or choose another "
+                    "--run-dir"
+                ) from None
         return True
 
     def _foreign(self, names: Iterable[str], reason: str) -> CxrlError:
@@ -252,10 +255,11 @@ class RunDir:
         (self.path / layout.CONFIG).unlink(missing_ok=True)
 
     def _remove_temporary(self) -> None:
-        """Delete what killed processes were writing."""
+        """Delete what killed processes were writing; not what a live one writes here, a report say."""
         for folder in (self.path, self.samples, self.adapter):
             for path in folder.glob(".*"):
-                if layout.is_temporary(path.name) and path.is_file():
+                writer = layout.temporary_writer(path.name)
+                if writer is not None and path.is_file() and not _lives(writer):
                     path.unlink(missing_ok=True)
 
 
@@ -288,9 +292,20 @@ class _Lock:
 
 
 def remove_adapter(folder: Path) -> None:
-    """Delete the files of an adapter, its description first: what is left is then recognised as none."""
+    """Delete the files of an adapter, its description first: what is left is then recognised as none.
+
+    Raises:
+        CxrlError: One cannot be deleted; it is named.
+    """
     for name in reversed(layout.ADAPTER_FILES):
-        (folder / name).unlink(missing_ok=True)
+        _delete(folder / name)
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CxrlError(f"cannot delete {path}: {error.strerror or error}") from error
 
 
 def _make_marker(path: Path) -> None:
@@ -320,6 +335,19 @@ def _read_marker(path: Path) -> str:
         f"{path} was not written by this version of cxrl: nothing in {path.parent} was touched; choose "
         "another --run-dir"
     )
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process has this number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _is_kind(path: Path, *, folder: bool) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cxrl.config import TrainConfig
+from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.evaluation.summary import KEYS, Evaluation
 from cxrl.rl.limits import Limits
@@ -24,9 +24,10 @@ def scores(**values: float) -> Evaluation:
     return Evaluation({**dict.fromkeys(KEYS, 1.0), **values}, {}, {}, 4)
 
 
-def limits(**settings: Any) -> Limits:
+def limits(judged: dict[str, Any] | None = None, **settings: Any) -> Limits:
     defaults = {"early_stop_diversity": 0.8, "early_stop_fid": 1.5, "patience": 2}
-    return Limits(TrainConfig(**{**defaults, **settings}), Weights())  # type: ignore[arg-type]
+    config = Config.from_dict({"train": {**defaults, **settings}, "eval": judged or {}})
+    return Limits(config, Weights())  # type: ignore[arg-type]
 
 
 def test_within_the_limits() -> None:
@@ -86,3 +87,12 @@ def test_another_policys_weights_are_refused() -> None:
     other = State({"good.safetensors": {"x": torch.zeros(1)}}, state.numbers)
     with pytest.raises(CxrlError, match=r"here/good.safetensors: misses weight w"):
         limits().load_state(other, torch.device("cpu"), "here")
+
+
+def test_a_stop_holds_for_what_was_judged() -> None:
+    stopped = limits(patience=1)
+    stopped.check(scores(), scores(fid=2.0), 4)
+    for judged, goes_on in (({}, False), ({"num_images": 32}, True)):
+        again = limits(judged, patience=1)
+        again.load_state(stopped.state(), torch.device("cpu"), "here")
+        assert (again.reason == "") == goes_on

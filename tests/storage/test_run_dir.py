@@ -135,7 +135,7 @@ def test_a_run_with_a_strangers_configuration_is_refused(tmp_path: Path, text: s
     (tmp_path / layout.CONFIG).write_text(text)
     before = content(tmp_path)
     for flags in FLAGS:
-        with pytest.raises(CxrlError, match=r"config.yaml \(it does not load.*nothing was touched"):
+        with pytest.raises(CxrlError, match=r"config.yaml does not load, so nothing was touched"):
             claim(tmp_path, **flags)
     assert content(tmp_path) == before
 
@@ -334,3 +334,12 @@ def test_a_damaged_line_counts_as_the_latest(tmp_path: Path, line: str) -> None:
     (tmp_path / layout.METRICS).write_text(f'{{"epoch": 0}}\n{line}\n')
     run.roll_back(5)
     assert (tmp_path / layout.METRICS).read_text() == '{"epoch": 0}\n'
+
+
+def test_what_a_live_process_writes_beside_a_run_stays(tmp_path: Path) -> None:
+    finished(tmp_path)
+    names = {pid: layout.temporary_name("report.html", pid) for pid in (os.getpid(), os.getppid(), 2**30)}
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    claim(tmp_path, resume=True)
+    assert {pid for pid, name in names.items() if (tmp_path / name).exists()} == {os.getppid()}

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from cxrl.errors import CxrlError
+from cxrl.storage import layout
 from cxrl.storage.writing import (
     check_folder_writable,
     check_writable,
@@ -182,3 +183,11 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(CxrlError, match=r"--out: cannot write .*new: read-only file system"):
         check_writable(tmp_path / "new", "--out")
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ß" * 127):
+        write_text(tmp_path / name, "x")
+        assert {p.name for p in tmp_path.iterdir()} == {name}
+        assert layout.temporary_writer(layout.temporary_name(name, 77)) == 77
+        (tmp_path / name).unlink()

@@ -39,10 +39,10 @@ def build(folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from cxrl.models.base_files import PHANTOM
+    from cxrl.shipped import BASE
 
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(PHANTOM / "tokenizer", model_max_length=77)
+    tokenizer = CLIPTokenizer.from_pretrained(BASE / "tokenizer", model_max_length=77)
     tokenizer.save_pretrained(folder / "tokenizer")
     blocks = {"act_fn": "silu", "layers_per_block": 2, "norm_num_groups": 32}
     parts: dict[str, Callable[[], Any]] = {

@@ -17,7 +17,7 @@ from cxrl.models.base import DTYPES
 from cxrl.ops import unavailable_reason
 from cxrl.output.terminal import duration
 from cxrl.rl.cost import counts, estimate, footprint, matmul_rate
-from cxrl.scorers.choice import RequiredFile, how_to_get
+from cxrl.scorers.required import RequiredFile, how_to_get
 
 _PACKAGES = (
     "torch",

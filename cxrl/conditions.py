@@ -11,6 +11,7 @@ from typing import Any
 
 from cxrl.errors import CxrlError, nearest, shown
 from cxrl.options import Needs, needs
+from cxrl.shipped import is_shipped
 
 TASKS = ("posture", "diagnosis", "consistency")
 """What rewards and judges of this package do."""
@@ -46,16 +47,14 @@ def _is_compared(config: Any) -> bool:
 
 def _has_films(config: Any) -> bool:
     """Whether real films are there for the Fréchet distance of a judge that is not the phantom's."""
-    reference, data = config.eval.reference, config.data
-    if reference:
-        return reference != "none"
-    return data.source not in ("phantom", "prompts") and data.root != ""
+    reference = config.eval.reference
+    return reference != "none" if reference else config.data.has_films
 
 
 # The base and the data
 
 OWN_BASE = Needs(
-    "a model.path other than phantom", lambda config: config.model.path != "phantom", ("model.path",)
+    "a model.path other than phantom", lambda config: not is_shipped(config.model.path), ("model.path",)
 )
 REPORTS = needs("data.source", "mimic_cxr", "openi", "table", "prompts")
 MIMIC = needs("data.source", "mimic_cxr")
@@ -218,7 +217,7 @@ def check_together(config: Any) -> None:
     )
     _require(data.views, "data.views is empty; expected at least one, such as PA,AP")
     _require(
-        data.check_images == "none" or (data.root and data.source not in ("phantom", "prompts")),
+        data.check_images == "none" or data.has_films,
         f"data.check_images: {data.check_images}, but data.source {data.source} "
         f"{'has no data.root' if data.source == 'openi' else 'has no image files'}; use none",
     )

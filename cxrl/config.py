@@ -18,6 +18,7 @@ import cxrl.conditions as only
 from cxrl.conditions import MAX_IMAGES
 from cxrl.errors import CxrlError
 from cxrl.options import Section, field_types, option, override
+from cxrl.shipped import PHANTOM
 
 MAX_EPOCHS, MAX_SEED = 1_000_000, 2**31 - 1
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
@@ -29,7 +30,7 @@ class ModelConfig(Section):
     help: ClassVar[str] = "the diffusion model that is fine-tuned"
 
     path: str = option(
-        "phantom",
+        PHANTOM,
         "base and anchor: 'phantom' ships with cxrl; else a StableDiffusionPipeline folder or hub id",
     )
     dtype: str = option(
@@ -137,6 +138,11 @@ class DataConfig(Section):
             )
 
     @property
+    def has_films(self) -> bool:
+        """Whether the source has files of real films."""
+        return self.source not in ("phantom", "prompts") and self.root != ""
+
+    @property
     def is_restricted(self) -> bool:
         """Whether the data set may not be passed on."""
         return self.restricted == "yes" or (self.restricted == "auto" and self.source == "mimic_cxr")
@@ -201,7 +207,7 @@ class RewardsConfig(Section):
         (1.0, 1.0, 1.0), "one per name, applied after the comparison", low=0.0, high=1000.0
     )
     path: str = option(
-        "phantom", "folder of the reward models; 'phantom' is the one that ships", only_if=only.REWARD_FOLDER
+        PHANTOM, "folder of the reward models; 'phantom' is the one that ships", only_if=only.REWARD_FOLDER
     )
     posture: str = option(
         "",
@@ -389,7 +395,7 @@ class EvalConfig(Section):
         1000, "resamples of the reports, 95 % intervals", unit="resamples", low=0, high=100_000
     )
     judges: str = option(
-        "phantom", "folder of the judges; 'phantom' is the one that ships", only_if=only.JUDGE_FOLDER
+        PHANTOM, "folder of the judges; 'phantom' is the one that ships", only_if=only.JUDGE_FOLDER
     )
     posture: str = option("", "as rewards.posture, but another model; empty: the file in eval.judges")
     diagnosis: str = option(

@@ -22,7 +22,7 @@ def _doctor(argv: Sequence[str]) -> None:
     )
     config = resolve(parser.parse(argv))
     from cxrl import checkup
-    from cxrl.scorers.choice import required_files
+    from cxrl.requirements import required_files
 
     print(checkup.environment_text(), flush=True)
     files = required_files(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -69,6 +70,7 @@ COMMANDS = {"cxrl.data.inspect", "cxrl.data.phantom.__main__"}
 """On the commands' floor, wherever their files are."""
 
 
+@functools.cache
 def imports(module: str) -> set[str]:
     """Modules of the package that a module imports, also within functions and for type checking."""
     found = set()
@@ -133,6 +135,22 @@ def test_the_layout_of_a_run_is_named_in_one_place() -> None:
             node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
         }
         assert not strings & files, (module, strings & files)
+
+
+def test_the_name_of_what_ships_is_resolved_in_one_place() -> None:
+    """Elsewhere "phantom" is compared with a source of data alone, or with a preset of cxrl.pretrain."""
+    compared = {
+        f"{module}: {ast.unparse(node)}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(part, ast.Constant) and part.value == "phantom" for part in ast.walk(node))
+        and not ast.unparse(node.left).endswith(".source")
+    }
+    assert compared == {"cxrl.pretrain: args.preset == 'phantom'"}
+    parts = {path.name for path in (ROOT / "cxrl" / "assets").iterdir()}
+    named = {m for m, path in MODULES.items() if '"assets"' in path.read_text(encoding="utf-8")}
+    assert (parts, named) == ({"phantom"}, {"cxrl.shipped"})
 
 
 WRITES = re.compile(r"\bos\.(replace|rename)\(|\.write_(text|bytes)\(|open\([^)]*[\"'][wax]b?\+?[\"']")

@@ -22,9 +22,9 @@ from cxrl.data import sources
 from cxrl.data.prompts import ReportPrompt
 from cxrl.models import adapter
 from cxrl.models.base import load_base
-from cxrl.models.base_files import PHANTOM
 from cxrl.models.policy import Policy
 from cxrl.rewards import base as registry
+from cxrl.shipped import BASE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def commands() -> list[list[str]]:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the base that ships where README has it."""
     (tmp_path / "cxrl" / "assets" / "phantom").mkdir(parents=True)
-    (tmp_path / "cxrl" / "assets" / "phantom" / "pipeline").symlink_to(PHANTOM)
+    (tmp_path / "cxrl" / "assets" / "phantom" / "pipeline").symlink_to(BASE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

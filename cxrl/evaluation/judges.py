@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.evaluation.reference import reference_features
 from cxrl.models.weight_check import state_problem
-from cxrl.scorers.choice import ASSETS, TASKS, ModelChoice, model_choices
+from cxrl.scorers.choice import TASKS, ModelChoice, OpenedModel, model_choices, open_models
 from cxrl.scorers.phantom_network import Scorer, load_scorer
 from cxrl.scorers.protocols import (
     ConsistencyModel,
@@ -25,8 +26,7 @@ from cxrl.scorers.protocols import (
     load_diagnosis,
     load_posture,
 )
-
-PHANTOM_JUDGES = ASSETS / "judges"
+from cxrl.shipped import JUDGES, PHANTOM, folder_of
 
 
 class Judges:
@@ -91,39 +91,45 @@ class Judges:
         return torch.cat([self._diagnosis.features(images), model.features(images)], 1) / scale
 
 
-def load_judges(path: str = "phantom", device: torch.device | str = "cpu") -> Judges:
+def load_judges(path: str = PHANTOM, device: torch.device | str = "cpu") -> Judges:
     """The judges of a folder that ``cxrl.pretrain`` made; "phantom" is the one that ships.
 
     Raises:
         CxrlError: A file is missing or cannot be read.
     """
-    folder = PHANTOM_JUDGES if path == "phantom" else Path(path)
-    return _judges({task: ModelChoice("eval", task, "", folder) for task in TASKS}, device)
+    folder = folder_of(path, JUDGES)
+    return _judges({task: ModelChoice("eval", task, "", folder).open() for task in TASKS}, device)
 
 
-def build_judges(config: Config, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Judges:
+def build_judges(
+    config: Config,
+    image_size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    models: Mapping[str, OpenedModel] | None = None,
+) -> Judges:
     """The judges of a configuration, with the features of real films where they are chosen for them.
 
     Args:
         config: ``eval`` says which models, ``data`` where real films are.
         image_size: (height, width) of generated images; real films are brought to it first.
         device: Where they judge.
+        models: Task → its model, where the caller has opened ``config.eval``'s.
 
     Raises:
         CxrlError: A judge is one of the rewards, or a file is missing or cannot be read.
     """
-    choices = model_choices(config, "eval")
-    check_judges(model_choices(config, "rewards"), choices)
-    judges = _judges(choices, device)
-    if choices["diagnosis"].value:
-        judges.reference, told = reference_features(config, choices["diagnosis"], judges.features, image_size)
+    check_judges(model_choices(config, "rewards"), model_choices(config, "eval"))
+    models = models or open_models(config, "eval")
+    judges = _judges(models, device)
+    if models["diagnosis"].value:
+        judges.reference, told = reference_features(config, models["diagnosis"], judges.features, image_size)
         judges.description |= told
     return judges
 
 
-def _judges(choices: dict[str, ModelChoice], device: torch.device | str) -> Judges:
-    posture, diagnosis, consistency = choices["posture"], choices["diagnosis"], choices["consistency"]
-    description: dict[str, Any] = {task: choice.value or "phantom" for task, choice in choices.items()}
+def _judges(opened: Mapping[str, OpenedModel], device: torch.device | str) -> Judges:
+    posture, diagnosis, consistency = (opened[task] for task in TASKS)
+    description: dict[str, Any] = {task: model.value or PHANTOM for task, model in opened.items()}
     models = (
         load_posture(posture, device),
         load_diagnosis(diagnosis, device),

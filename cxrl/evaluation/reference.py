@@ -24,7 +24,7 @@ from cxrl.data.index import FilmRecord, Tally, describe
 from cxrl.data.sources import cache_folder, load_index
 from cxrl.errors import CxrlError
 from cxrl.images.read import SUFFIXES
-from cxrl.scorers.choice import ModelChoice, file_sha256
+from cxrl.scorers.choice import OpenedModel, file_sha256
 from cxrl.storage.writing import write_tensors
 
 FORMAT = 1
@@ -32,13 +32,13 @@ _AT_ONCE = 64
 
 
 def reference_features(
-    config: Config, choice: ModelChoice, features: Callable[[Tensor], Tensor], image_size: tuple[int, int]
+    config: Config, model: OpenedModel, features: Callable[[Tensor], Tensor], image_size: tuple[int, int]
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """Features of real films.
 
     Args:
         config: ``eval.reference`` and ``eval.num_reference``, ``data`` and ``seed``.
-        choice: The model that ``features`` is of.
+        model: The one that ``features`` is of.
         features: Images float32 [N, 1, H, W] in [0, 1] → [N, D].
         image_size: (height, width) of generated images.
 
@@ -54,9 +54,9 @@ def reference_features(
         return None, {"no_fid": where}
     key = {
         "format": FORMAT,
-        "model": choice.value,
-        "weights": file_sha256(choice.path),
-        "dtype": choice.dtype,
+        "model": model.value,
+        "weights": file_sha256(model.path),
+        "dtype": model.dtype,
         "size": image_size,
         "films": [(str(root / film.image), *_stat(root / film.image)) for film in films],
     }
@@ -74,7 +74,7 @@ def reference_features(
         found = torch.cat(parts) if parts else torch.zeros(0, 1)
         if not bool(found.isfinite().all()):
             raise CxrlError(
-                f"{choice.option}: {choice.value or choice.path} gives features that are not finite for "
+                f"{model.option}: {model.value or model.path} gives features that are not finite for "
                 "real films"
             )
         if len(found) < 2:
@@ -99,7 +99,7 @@ def _films(config: Config) -> tuple[list[FilmRecord], Path, str]:
         names = [str(p.relative_to(root)) for p in paths]
         films = [FilmRecord(i, name, name, "test", "", name, "", ()) for i, name in enumerate(names)]
         return _some(films, config), root, "the folder eval.reference"
-    if data.source in ("phantom", "prompts") or not data.root:
+    if not data.has_films:
         reason = f"data.source {data.source} has no real films; name a folder with eval.reference"
         return [], Path(), reason
     index = load_index(data)

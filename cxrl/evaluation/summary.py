@@ -23,6 +23,7 @@ from cxrl.metrics.classification import weighted_auroc
 from cxrl.metrics.distribution import weighted_frechet
 from cxrl.metrics.diversity import within_prompt
 from cxrl.metrics.posture import posture_score
+from cxrl.shipped import PHANTOM
 
 KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
 LOWER_IS_BETTER = ("fid", "ms_ssim")
@@ -205,7 +206,7 @@ def evaluate_policy(
     samples_per_prompt: int,
     seed: int,
     bootstrap: int,
-    judges_name: str = "phantom",
+    judges_name: str = PHANTOM,
     anchor: Evaluation | None = None,
 ) -> Summary:
     """Draws and scores images of the policy and, unless it is given, of the anchor.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cxrl.errors import CxrlError
 from cxrl.models.base_files import PromptReader, find_base
+from cxrl.shipped import PHANTOM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DECODE_BATCH = 32
@@ -156,7 +157,7 @@ class BaseModel(PromptReader):
 
 
 def load_base(
-    path: str | Path = "phantom",
+    path: str | Path = PHANTOM,
     *,
     dtype: str = "float32",
     device: torch.device | str = "cpu",

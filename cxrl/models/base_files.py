@@ -15,9 +15,9 @@ from typing import Any
 from cxrl.errors import CxrlError
 from cxrl.models.fingerprint import SCHEDULER_FIELDS, network_digest, scheduler_digest, tokenizer_digest
 from cxrl.models.loading import NetworkFiles, attempt, check_network, quiet
+from cxrl.shipped import BASE, is_shipped
 from cxrl.storage.reading import in_hub_cache
 
-PHANTOM = Path(__file__).parents[1] / "assets" / "phantom" / "pipeline"
 _NOT_HERE = " (no such folder here; taken as a hub id)"
 _MIN_VOCABULARY = 256
 _MAX_TOKENS = 100_000  # tokenizers without a limit say 1e30
@@ -68,12 +68,17 @@ def local_folder(path: str | Path) -> Path | None:
     """Where ``model.path`` is on this machine: what ships for "phantom", a folder, or where huggingface_hub
     keeps the files of a hub id; None for a hub id of which there are none.
     """
-    if str(path) == "phantom":
-        return PHANTOM
+    if is_shipped(path):
+        return BASE
     if Path(path).is_dir():
         return Path(path).absolute()
     index = in_hub_cache(str(path), "model_index.json")
     return None if index is None else index.parent
+
+
+def is_here(path: str | Path) -> bool:
+    """Whether ``model.path`` names what ships or a folder, not a hub id."""
+    return is_shipped(path) or Path(path).is_dir()
 
 
 def load_tokenizer(path: str | Path) -> PromptReader:
@@ -129,8 +134,8 @@ def find_base(path: str, allow_pickle: bool) -> tuple[str, BaseFiles]:
         CxrlError: As :func:`check_base`.
     """
     folder = local_folder(path)
-    if folder is not None and (path == "phantom" or Path(path).is_dir()):
-        name = path if path == "phantom" else str(folder)
+    if folder is not None and is_here(path):
+        name = path if is_shipped(path) else str(folder)
         return name, check_base(folder, allow_pickle=allow_pickle, name=name)
     if folder is not None:
         with contextlib.suppress(CxrlError):
@@ -161,8 +166,7 @@ def _download(repo: str, allow_pickle: bool) -> Path:
 
 def _cannot_load(part: str, name: str) -> str:
     """How a message begins."""
-    is_here = name == "phantom" or Path(name).is_dir()
-    return f"model.path: cannot load {part} of {name}{'' if is_here else _NOT_HERE}"
+    return f"model.path: cannot load {part} of {name}{'' if is_here(name) else _NOT_HERE}"
 
 
 def _encoder_and_tokenizer(source: str, name: str = "") -> tuple[Any, Any]:

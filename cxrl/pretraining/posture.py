@@ -32,8 +32,8 @@ from cxrl.images.read import SUFFIXES, UnreadableImage, read_image
 from cxrl.pretraining.decoys import decoys
 from cxrl.pretraining.fit import FitOptions, fit
 from cxrl.pretraining.scorers import jitter
-from cxrl.rewards.base import PHANTOM_REWARDS
 from cxrl.scorers.phantom_network import Scorer, ScorerConfig, load_scorer, save_scorer
+from cxrl.shipped import REWARDS
 
 COMPONENTS = ("log_scale_x", "log_scale_y", "shift_x", "shift_y", "rotation")
 CROP = 0.75
@@ -191,7 +191,7 @@ class _Alignment(nn.Module):
     def __init__(self, num_films: int) -> None:
         super().__init__()
         self.scorer = Scorer(ScorerConfig("posture", "resnet", 16, INPUT_SIZE, len(COMPONENTS), crop=CROP))
-        self.scorer.load_state_dict(load_scorer(PHANTOM_REWARDS / "posture.safetensors").state_dict())
+        self.scorer.load_state_dict(load_scorer(REWARDS / "posture.safetensors").state_dict())
         self.own_pose = nn.Parameter(torch.zeros(num_films, len(COMPONENTS)))
 
 

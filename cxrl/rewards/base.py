@@ -30,9 +30,9 @@ from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError, unknown_name
-from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.choice import OpenedModel
+from cxrl.shipped import REWARDS, folder_of
 
-PHANTOM_REWARDS = Path(__file__).parents[1] / "assets" / "phantom" / "rewards"
 BUILT_IN = {
     "posture": "PostureReward",
     "diagnosis": "DiagnosisReward",
@@ -74,7 +74,7 @@ def build_rewards(
     names: Sequence[str],
     path: str,
     device: torch.device | str = "cpu",
-    choices: Mapping[str, ModelChoice] | None = None,
+    models: Mapping[str, OpenedModel] | None = None,
 ) -> dict[str, Reward]:
     """The rewards ``names`` in that order.
 
@@ -82,21 +82,21 @@ def build_rewards(
         names: Registered names.
         path: Folder of the reward models; "phantom" is the one that ships.
         device: Where they score.
-        choices: Name of a built-in reward → its model, in place of the file of that name in ``path``; see
-            :func:`cxrl.scorers.choice.model_choices`.
+        models: Name of a built-in reward → its model, in place of the file of that name in ``path``; see
+            :func:`cxrl.scorers.choice.open_models`.
 
     Raises:
         CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
     """
     built_in = _built_in()
-    folder = PHANTOM_REWARDS if path == "phantom" else Path(path)
+    folder = folder_of(path, REWARDS)
     rewards: dict[str, Reward] = {}
     for name in names:
         if name not in _REGISTRY:
             raise CxrlError(f"rewards.names: {unknown_name('reward', name, _REGISTRY)}")
-        factory, choice = _REGISTRY[name], (choices or {}).get(name)
-        if choice is not None and factory is built_in.get(name):
-            rewards[name] = built_in[name](folder, torch.device(device), choice)
+        factory, model = _REGISTRY[name], (models or {}).get(name)
+        if model is not None and factory is built_in.get(name):
+            rewards[name] = built_in[name](folder, torch.device(device), model)
         else:
             rewards[name] = factory(folder, torch.device(device))
     return rewards

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
 from cxrl.rewards.base import register_reward
-from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.choice import ModelChoice, OpenedModel
 from cxrl.scorers.protocols import load_consistency
 
 
@@ -21,8 +21,8 @@ class ConsistencyReward:
 
     name = "consistency"
 
-    def __init__(self, path: Path, device: torch.device, choice: ModelChoice | None = None) -> None:
-        self.model = load_consistency(choice or ModelChoice("rewards", self.name, "", path), device)
+    def __init__(self, path: Path, device: torch.device, model: OpenedModel | None = None) -> None:
+        self.model = load_consistency(model or ModelChoice("rewards", self.name, "", path).open(), device)
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """Cosine similarity [N], less the probability that the image is no chest film: in [-2, 1]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch
 from cxrl.rewards.base import register_reward
-from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.choice import ModelChoice, OpenedModel
 from cxrl.scorers.protocols import load_diagnosis
 
 
@@ -42,8 +42,8 @@ class DiagnosisReward:
 
     name = "diagnosis"
 
-    def __init__(self, path: Path, device: torch.device, choice: ModelChoice | None = None) -> None:
-        self.model = load_diagnosis(choice or ModelChoice("rewards", self.name, "", path), device)
+    def __init__(self, path: Path, device: torch.device, model: OpenedModel | None = None) -> None:
+        self.model = load_diagnosis(model or ModelChoice("rewards", self.name, "", path).open(), device)
         self.findings = self.model.findings
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cxrl.data.prompts import PromptBatch
 from cxrl.metrics.posture import misalignment
 from cxrl.rewards.base import register_reward
-from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.choice import ModelChoice, OpenedModel
 from cxrl.scorers.protocols import load_posture
 
 NOT_A_FILM = 2.0
@@ -29,8 +29,8 @@ class PostureReward:
 
     name = "posture"
 
-    def __init__(self, path: Path, device: torch.device, choice: ModelChoice | None = None) -> None:
-        self.model = load_posture(choice or ModelChoice("rewards", self.name, "", path), device)
+    def __init__(self, path: Path, device: torch.device, model: OpenedModel | None = None) -> None:
+        self.model = load_posture(model or ModelChoice("rewards", self.name, "", path).open(), device)
 
     def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
         """-misalignment [N] in about [-3, 0]; the prompts do not matter."""

@@ -22,7 +22,7 @@ from cxrl.rl.limits import Limits
 from cxrl.rl.rollout import Sampler
 from cxrl.rl.seeding import derive_seed
 from cxrl.rl.update import Updater
-from cxrl.scorers.choice import model_choices, phantom_models
+from cxrl.scorers.choice import open_models, phantom_models
 from cxrl.scorers.digests import scorer_digests
 
 Prompts = tuple[Sequence[ReportPrompt], Sequence[ReportPrompt]]
@@ -94,12 +94,13 @@ def build(
     training, held_out = (chosen.prompts for chosen in sets)
     _check_epoch(config, len(training), engine.world)
     names = config.rewards.names
-    made = rewards or build_rewards(
-        names, config.rewards.path, engine.device, model_choices(config, "rewards")
-    )
+    own = names if rewards else own_rewards(names)
+    of_rewards = open_models(config, "rewards", without=own)
+    made = rewards or build_rewards(names, config.rewards.path, engine.device, of_rewards)
     made = {name: made[name] for name in names}
     check_labels(made, training)
-    judged_by = judges or build_judges(config, base.image_size, engine.device)
+    of_judges = {} if judges else open_models(config, "eval")
+    judged_by = judges or build_judges(config, base.image_size, engine.device, of_judges)
     if not (rewards or judges):
         notes += [f"warning: {line}" for line in phantom_models(config)]
     policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
@@ -113,17 +114,9 @@ def build(
         anchors=Anchors(sampler, config, engine),
         evaluator=Evaluator(sampler, held_out, judged_by, config, engine),
         limits=Limits(config, policy),
-        digests=_digests(config, made=rewards is not None, judged=judges is not None),
+        digests=scorer_digests((*of_rewards.values(), *of_judges.values()), own),
         notes=tuple(note for note in notes if note),
     )
-
-
-def _digests(config: Config, *, made: bool, judged: bool) -> dict[str, str]:
-    """Of the models that the configuration names; ``made`` and ``judged``: where they came as objects."""
-    of_rewards = {} if made else model_choices(config, "rewards")
-    of_judges = {} if judged else model_choices(config, "eval")
-    own = config.rewards.names if made else own_rewards(config.rewards.names)
-    return scorer_digests((*of_rewards.values(), *of_judges.values()), own)
 
 
 def prompts_digest(prompts: Sequence[ReportPrompt]) -> str:

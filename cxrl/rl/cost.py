@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.models.base import DTYPES
-from cxrl.models.base_files import PHANTOM
 from cxrl.rl.comparison import needs_anchor
 from cxrl.rl.schedule import ddim_table
+from cxrl.shipped import BASE, is_shipped
 from cxrl.storage.reading import in_hub_cache, read_json
 
 EFFICIENCY = 0.4
@@ -137,8 +137,8 @@ def footprint(config: Config) -> Footprint | None:
 
 
 def _local_folder(path: str) -> Path | None:
-    if path == "phantom":
-        return PHANTOM
+    if is_shipped(path):
+        return BASE
     if Path(path).is_dir():
         return Path(path)
     found = in_hub_cache(path, "unet/config.json")

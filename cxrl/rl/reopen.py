@@ -28,7 +28,7 @@ from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.seeding import generator
-from cxrl.scorers.choice import model_choices
+from cxrl.scorers.choice import open_models
 from cxrl.scorers.digests import changed, scorer_digests
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 from cxrl.storage.layout import (
@@ -229,11 +229,11 @@ def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, A
     config, policy = open_run(run_dir, engine)
     if num_images is not None:
         config = Config.from_dict({"eval": {"num_images": num_images}}, config)
-    recorded, now = _recorded(_newest(run_dir)), scorer_digests(model_choices(config, "eval").values())
+    recorded, models = _recorded(_newest(run_dir)), open_models(config, "eval")
     judged = {name: d for name, d in recorded.get("models", {}).items() if name.startswith("eval.")}
-    if others := changed(judged, now):
+    if others := changed(judged, scorer_digests(models.values())):
         warnings.warn(f"other judges than judged this run before: {', '.join(others)}", stacklevel=2)
-    judges = build_judges(config, policy.base.image_size, engine.device)
+    judges = build_judges(config, policy.base.image_size, engine.device, models)
     prompts = load_prompts(config, policy.base, "eval").prompts
     evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
     result = evaluator.summary().to_dict(wall_seconds=time.perf_counter() - started)

@@ -1,13 +1,13 @@
-"""Weights that do not ship: which model an option means, where its file belongs, and what to do without it.
+"""Which model takes a task: what an option says, the files that it means, and opening them once.
 
-Nothing here downloads. :func:`required_files` lists what a configuration needs and whether it is there;
-:func:`missing` is the one error for a file that is not.
+Nothing here downloads. :meth:`ModelChoice.open` sees that the files are there and are the right ones; what it
+gives is what the models of this package are loaded from.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,123 +15,44 @@ from pathlib import Path
 from cxrl.conditions import TASKS
 from cxrl.config import Config
 from cxrl.errors import CxrlError, nearest
+from cxrl.scorers.required import MissingFile, RequiredFile
+from cxrl.scorers.xrv_release import PSPNET, XRV_CACHE, XRV_FILES, XRV_LICENCE, XRV_URL
+from cxrl.shipped import JUDGES, REWARDS, folder_of
 from cxrl.storage.reading import in_hub_cache
 
-ASSETS = Path(__file__).parents[1] / "assets" / "phantom"
-XRV_CACHE = Path("~/.torchxrayvision/models_data")
-XRV_URL = "https://github.com/mlmed/torchxrayvision/releases/download/v1/"
-XRV_LICENCE = (
-    "torchxrayvision is Apache-2.0, the films it learned from have terms of their own; no credential"
-)
-PSPNET = "pspnet"
 _DECIDING = (".safetensors", ".json", ".txt", ".model")
 """Suffixes of weights, configuration, vocabulary and merges in a folder of transformers."""
 
 
 @dataclass(frozen=True)
-class KnownFile:
-    """A file of torchxrayvision's release.
+class OpenedModel:
+    """The model of a choice, whose files are there and have the digest that is expected of them.
 
     Attributes:
-        file: Its name.
-        size: Bytes; None where it is not known.
-        sha256: "" where it is not known.
-    """
-
-    file: str
-    size: int | None = None
-    sha256: str = ""
-
-
-_DENSENET = "densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
-# The release publishes no digests. These are the ones that users of the files have recorded in public
-# repositories; where none was found there is none here.
-XRV_FILES = {
-    "densenet121-res224-all": KnownFile(
-        f"nih-pc-chex-mimic_ch-google-openi-kaggle-{_DENSENET}",
-        28_382_008,
-        "56524913dd16a906422e8d8b66a7a5c46be1d82eb7ac012d8103776f1aa68899",
-    ),
-    "densenet121-res224-chex": KnownFile(
-        f"chex-{_DENSENET}", 28_381_998, "1a914ae802170187a4852e594708206c12468eeeefd66aa4e8e26141649d61a4"
-    ),
-    "densenet121-res224-mimic_ch": KnownFile(
-        f"mimic_ch-{_DENSENET}",
-        28_382_012,
-        "23b13a04459684ffa41247d068207a7657b4e1b4dec2b02431f5026bd75b1189",
-    ),
-    "densenet121-res224-mimic_nb": KnownFile(f"mimic_nb-{_DENSENET}"),
-    "densenet121-res224-nih": KnownFile(f"nih-{_DENSENET}"),
-    "densenet121-res224-pc": KnownFile(f"pc-{_DENSENET}"),
-    "densenet121-res224-rsna": KnownFile(f"kaggle-{_DENSENET}"),
-    PSPNET: KnownFile(
-        "pspnet_chestxray_best_model_4.pth",
-        272_988_989,
-        "019b167eac6b729fc1bb92bbbc185fc1730aaa65819f4e3fe718186cadc044fc",
-    ),
-}
-"""Name that an option gives → file of the release."""
-
-
-@dataclass(frozen=True)
-class RequiredFile:
-    """Something that a configuration needs.
-
-    Attributes:
-        option: Which setting asks for it, for example "rewards.diagnosis".
-        name: What it is, in words.
-        path: The file or folder; None for a hub id.
-        is_present: Whether it is there (a hub id: in huggingface_hub's cache) and can be used.
-        size: Bytes, None where unknown.
-        sha256: Hex digest it must have; "" where none is known or needed.
-        source: URL or hub id to get it from; "" where it is the user's own.
-        note: Licence and credential.
-        problem: Why what is there cannot be used; "" where it can, or where nothing is.
+        option: Which setting chose it, for example "rewards.diagnosis".
+        task: "posture", "diagnosis" or "consistency".
+        value: What the option says; "" is the file of the task in ``folder``.
+        name: Its name in torchxrayvision's release, else "".
+        kind: "scorer", "xrv" or "transformers", see :attr:`ModelChoice.kind`.
+        path: Its file; for transformers its folder.
+        files: What decides what it says.
+        sha256: The digest that was expected of its weights; "" where none was.
+        folder: Of the models that cxrl.pretrain makes.
+        batch_size: Images at once.
+        dtype: Of the network, "float32", "bfloat16" or "float16".
     """
 
     option: str
+    task: str
+    value: str
     name: str
-    path: Path | None
-    is_present: bool
-    size: int | None = None
-    sha256: str = ""
-    source: str = ""
-    note: str = ""
-    problem: str = ""
-
-
-class MissingFile(CxrlError):
-    """A file that a configuration needs is not there.
-
-    Attributes:
-        required: Which.
-    """
-
-    def __init__(self, required: RequiredFile) -> None:
-        self.required = required
-        super().__init__(
-            f"{required.option}: missing {how_to_get(required)}; cxrl downloads no weights by itself"
-        )
-
-
-def how_to_get(required: RequiredFile) -> str:
-    """What it is, its size and digest, where it is to be had and where to put it."""
-    parts = (
-        f"{required.size:,} bytes" if required.size else "",
-        f"SHA-256 {required.sha256}" if required.sha256 else "",
-    )
-    known = ", ".join(filter(None, parts))
-    if not known and required.source.startswith(XRV_URL):
-        section, _, task = required.option.partition(".")
-        known = f"no SHA-256 is known: pin yours with --{section}.sha256 {task}=HEX"
-    get = f"; get it from {required.source}" if required.source else ""
-    place = f" and put it into {required.path.parent}" if required.source and required.path else ""
-    where = str(required.path or required.source)
-    return (
-        f"{required.name}{f': {where}' if where else ''}"
-        f"{f' ({known})' if known else ''}{get if required.path else ''}{place}"
-        f"{f' ({required.note})' if required.note else ''}"
-    )
+    kind: str
+    path: Path
+    files: tuple[Path, ...]
+    sha256: str
+    folder: Path
+    batch_size: int
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -210,8 +131,10 @@ class ModelChoice:
     @property
     def model_folder(self) -> Path | None:
         """Of a transformers model: the folder, or where huggingface_hub keeps the files of a hub id; None
-        where there are none.
+        where there are none, and for other kinds.
         """
+        if self.kind != "transformers":
+            return None
         config = self.path / "config.json" if self.path.is_dir() else in_hub_cache(self.value, "config.json")
         return config.parent if config is not None and config.is_file() else None
 
@@ -236,6 +159,28 @@ class ModelChoice:
         """The user's digest, else that of the release's file; "" where there is none."""
         return self.sha256 or (XRV_FILES[self.name].sha256 if self.kind == "xrv" else "")
 
+    def open(self) -> OpenedModel:
+        """See that the files are there and are the expected ones. Reads no weights but for their digest.
+
+        Raises:
+            MissingFile: They are not there.
+            CxrlError: The value is none of what the task allows, the digest differs, or a pickle has none
+                that is known.
+        """
+        required, kind = self.required(), self.kind
+        if not required.is_present:
+            raise MissingFile(required)
+        path = self.model_folder or self.path
+        is_pickle = kind == "xrv" and path.suffix != ".safetensors"
+        sha256 = self.expected_sha256 if is_pickle else self.sha256
+        if sha256 or is_pickle:
+            weights = path / "model.safetensors" if kind == "transformers" else path
+            check_digest(weights, sha256, self.option)
+        return OpenedModel(
+            self.option, self.task, self.value, self.name, kind, path, tuple(self.files), sha256,
+            self.folder, self.batch_size, self.dtype,
+        )  # fmt: skip
+
     def required(self) -> RequiredFile:
         """The file that this choice needs."""
         path, kind = self.path, self.kind
@@ -252,7 +197,8 @@ class ModelChoice:
                 XRV_LICENCE,
             )
         if kind == "scorer":
-            note = "python -m cxrl.pretrain --preset posture trains one" if self.task == "posture" else ""
+            preset = "posture" if self.task == "posture" and self.value else "phantom"
+            note = f"`python -m cxrl.pretrain --preset {preset}` makes one"
             return RequiredFile(
                 self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256, note=note
             )
@@ -271,9 +217,10 @@ def model_choices(config: Config, section: str) -> dict[str, ModelChoice]:
         CxrlError: ``sha256`` of the section is malformed.
     """
     part = config.rewards if section == "rewards" else config.eval
-    folder = config.rewards.path if section == "rewards" else config.eval.judges
-    place = (
-        ASSETS / ("rewards" if section == "rewards" else "judges") if folder == "phantom" else Path(folder)
+    folder = (
+        folder_of(config.rewards.path, REWARDS)
+        if section == "rewards"
+        else folder_of(config.eval.judges, JUDGES)
     )
     digests = parse_digests(part.sha256, section)
     return {
@@ -281,7 +228,7 @@ def model_choices(config: Config, section: str) -> dict[str, ModelChoice]:
             section,
             task,
             getattr(part, task),
-            place,
+            folder,
             Path(config.run.xrv_cache or XRV_CACHE),
             digests.get(task, ""),
             part.batch_size,
@@ -292,12 +239,18 @@ def model_choices(config: Config, section: str) -> dict[str, ModelChoice]:
     }
 
 
+def open_models(config: Config, section: str, without: Collection[str] = ()) -> dict[str, OpenedModel]:
+    """Task → opened model, of all of :func:`model_choices` but ``without``. Raises as opening does."""
+    choices = model_choices(config, section)
+    return {task: choice.open() for task, choice in choices.items() if task not in without}
+
+
 def phantom_models(config: Config) -> list[str]:
     """What to warn of: models that know the phantom only, where the reports are others'."""
     if config.data.source == "phantom":
         return []
     choices = [c for section in ("rewards", "eval") for c in model_choices(config, section).values()]
-    names = [c.option for c in choices if not c.value and c.folder.parent == ASSETS]
+    names = [c.option for c in choices if not c.value and c.folder in (REWARDS, JUDGES)]
     if not names:
         return []
     return [f"{', '.join(names)}: models of the phantom, which mean nothing on films (docs/rewards.md)"]
@@ -314,71 +267,6 @@ def parse_digests(entries: Iterable[str], section: str) -> dict[str, str]:
             )
         digests[task] = digest.lower()
     return digests
-
-
-def required_files(config: Config) -> list[RequiredFile]:
-    """All files and folders that a configuration needs: base, rewards, judges and data.
-
-    Raises:
-        CxrlError: An option names no model.
-    """
-    found = [_base(config)]
-    judges = model_choices(config, "eval")
-    found += [choice.required() for choice in (*model_choices(config, "rewards").values(), *judges.values())]
-    if not judges["diagnosis"].value:
-        path = judges["diagnosis"].folder / "reference.safetensors"
-        found.append(RequiredFile("eval.judges", "features of clean films", path, path.is_file()))
-    return found + _data(config)
-
-
-def _base(config: Config) -> RequiredFile:
-    from cxrl.models.base_files import check_base, local_folder
-
-    value, folder, problem = config.model.path, local_folder(config.model.path), ""
-    if folder is not None:
-        try:
-            check_base(folder, allow_pickle=config.model.allow_pickle, name=value)
-        except CxrlError as error:
-            problem = str(error).removeprefix("model.path: ")
-    name, present = "the base, a StableDiffusionPipeline", folder is not None and not problem
-    if value == "phantom" or Path(value).is_dir():
-        return RequiredFile("model.path", name, folder, present, problem=problem)
-    note = "diffusers fetches it when a run starts; its page on the hub states licence and credential"
-    return RequiredFile("model.path", name, None, present, source=value, note=note, problem=problem)
-
-
-def _data(config: Config) -> list[RequiredFile]:
-    data = config.data
-    if data.source == "phantom":
-        return []
-    found = []
-    if data.root or data.source != "openi":
-        path = Path(data.root) if data.root else None
-        is_there = path is not None and path.exists()
-        found.append(
-            RequiredFile("data.root", f"the data of {data.source}", path, is_there, note="give --data.root")
-        )
-    if data.source == "mimic_cxr" and (data.reports or data.root):
-        path = Path(data.reports or data.root)
-        present = (path / "files").is_dir() or (path.suffix == ".zip" and path.is_file())
-        found.append(
-            RequiredFile(
-                "data.reports",
-                "the reports, which come with MIMIC-CXR",
-                path,
-                present,
-                source="https://physionet.org/content/mimic-cxr/",
-                note="PhysioNet credential and data use agreement",
-            )
-        )
-    return found
-
-
-def check_present(choice: ModelChoice) -> None:
-    """Raise :class:`MissingFile` where a file of torchxrayvision is not there."""
-    required = choice.required()
-    if choice.kind == "xrv" and not required.is_present:
-        raise MissingFile(required)
 
 
 def check_digest(path: Path, expected: str, option: str) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cxrl.errors import CxrlError
-from cxrl.scorers.choice import ModelChoice, file_sha256
+from cxrl.scorers.choice import OpenedModel, file_sha256
 
 UNKNOWN = "unknown"
 """In place of a digest, for a reward that the user registered: code has none."""
 
 
-def scorer_digests(choices: Iterable[ModelChoice], own_rewards: Iterable[str] = ()) -> dict[str, str]:
+def scorer_digests(models: Iterable[OpenedModel], own_rewards: Iterable[str] = ()) -> dict[str, str]:
     """Option → SHA-256 of what the option names.
 
     Args:
-        choices: Of :func:`cxrl.scorers.choice.model_choices`, rewards and judges.
+        models: Of :func:`cxrl.scorers.choice.open_models`, rewards and judges.
         own_rewards: Names of rewards that the user registered, see :func:`cxrl.rewards.base.own_rewards`.
 
     Returns:
@@ -30,11 +30,10 @@ def scorer_digests(choices: Iterable[ModelChoice], own_rewards: Iterable[str] = 
         CxrlError: A file cannot be read.
     """
     found = {}
-    for choice in choices:
-        paths = choice.files
-        found[choice.option] = _digest(paths, choice.option, is_folder=choice.kind == "transformers")
-        if choice.option == "eval.diagnosis" and not choice.value:
-            beside = [choice.folder / name for name in ("posture.safetensors", "reference.safetensors")]
+    for model in models:
+        found[model.option] = _digest(model.files, model.option, is_folder=model.kind == "transformers")
+        if model.option == "eval.diagnosis" and not model.value:
+            beside = [model.folder / name for name in ("posture.safetensors", "reference.safetensors")]
             found["eval.judges"] = _digest(beside, "eval.judges", is_folder=True)
     return found | {f"rewards.{name}": UNKNOWN for name in own_rewards}
 
@@ -44,7 +43,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 
 
-def _digest(paths: list[Path], option: str, *, is_folder: bool) -> str:
+def _digest(paths: Sequence[Path], option: str, *, is_folder: bool) -> str:
     try:
         digests = {path.name: file_sha256(path) for path in paths}
     except OSError as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cxrl.errors import CxrlError
 from cxrl.models.base import DTYPES
 from cxrl.models.loading import attempt, check_network
-from cxrl.scorers.choice import MissingFile, ModelChoice, check_digest
+from cxrl.scorers.choice import OpenedModel
 from cxrl.scorers.validity import film_validity
 
 CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
@@ -34,28 +34,24 @@ class ImageTextModel:
         max_tokens: Longest text in tokens; longer ones are cut, with one warning.
     """
 
-    def __init__(self, choice: ModelChoice, device: torch.device | str) -> None:
-        """Raises CxrlError: it is missing or unreadable, or of another type; a tensor is missing, of another
+    def __init__(self, model: OpenedModel, device: torch.device | str) -> None:
+        """Raises CxrlError: it is unreadable or of another type; a tensor is missing, of another
         shape or not finite, and is named.
         """
         import transformers
 
-        folder, what = choice.model_folder, f"{choice.option}: cannot load {choice.value}"
-        if folder is None:
-            raise MissingFile(choice.required())
-        if choice.sha256:
-            check_digest(folder / "model.safetensors", choice.sha256, choice.option)
-        self.device, self.batch_size, self.description = torch.device(device), choice.batch_size, choice.value
+        what = f"{model.option}: cannot load {model.value}"
+        self.device, self.batch_size, self.description = torch.device(device), model.batch_size, model.value
 
         def read(kind: Any) -> Any:
-            return attempt(what, lambda: kind.from_pretrained(folder, local_files_only=True))
+            return attempt(what, lambda: kind.from_pretrained(model.path, local_files_only=True))
 
         config = read(transformers.AutoConfig)
         if config.model_type not in CLASSES or not hasattr(transformers, CLASSES[config.model_type]):
             raise CxrlError(f"{what}: its model_type is {config.model_type!r}, expected {', '.join(CLASSES)}")
-        files = check_network(getattr(transformers, CLASSES[config.model_type]), folder, what)
+        files = check_network(getattr(transformers, CLASSES[config.model_type]), model.path, what)
         files.check_values()
-        self._network = files.load(DTYPES[choice.dtype]).to(self.device).requires_grad_(False)
+        self._network = files.load(DTYPES[model.dtype]).to(self.device).requires_grad_(False)
         self._tokenizer = read(transformers.AutoTokenizer)
         processor = read(transformers.AutoImageProcessor)
         self._type, self._processor = config.model_type, processor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cxrl.errors import CxrlError
-from cxrl.scorers.choice import ModelChoice, check_digest, file_sha256
+from cxrl.scorers.choice import ModelChoice, OpenedModel, file_sha256
 from cxrl.scorers.phantom_network import Scorer, load_scorer
 
 
@@ -49,46 +49,44 @@ class ConsistencyModel(Protocol):
         """Unit-norm [N, E]."""
 
 
-def load_posture(choice: ModelChoice, device: torch.device | str) -> PostureModel:
-    """The model of a choice. Raises CxrlError: it is missing, damaged or not what it should be."""
-    if choice.kind == "scorer":
-        return _scorer(choice, device)
+def load_posture(model: OpenedModel, device: torch.device | str) -> PostureModel:
+    """The network of a model. Raises CxrlError: it is damaged or not what it should be."""
+    if model.kind == "scorer":
+        return _scorer(model, device)
     from cxrl.scorers.xrv_pspnet import AnatomicalPosture
 
-    return AnatomicalPosture(choice, device)
+    return AnatomicalPosture(model, device)
 
 
-def load_diagnosis(choice: ModelChoice, device: torch.device | str) -> DiagnosisModel:
+def load_diagnosis(model: OpenedModel, device: torch.device | str) -> DiagnosisModel:
     """As :func:`load_posture`."""
-    if choice.kind == "scorer":
-        scorer = _scorer(choice, device)
+    if model.kind == "scorer":
+        scorer = _scorer(model, device)
         if len(scorer.findings) != scorer.config.num_outputs:
             raise CxrlError(
-                f"{choice.path} has {scorer.config.num_outputs} outputs and does not name them; expected the "
+                f"{model.path} has {scorer.config.num_outputs} outputs and does not name them; expected the "
                 f"phantom's {len(scorer.findings)}, or findings in its metadata"
             )
         return scorer
     from cxrl.scorers.xrv_densenet import XrvClassifier
 
-    return XrvClassifier(choice, device)
+    return XrvClassifier(model, device)
 
 
-def load_consistency(choice: ModelChoice, device: torch.device | str) -> ConsistencyModel:
+def load_consistency(model: OpenedModel, device: torch.device | str) -> ConsistencyModel:
     """As :func:`load_posture`."""
-    if choice.kind == "scorer":
-        return _scorer(choice, device)
+    if model.kind == "scorer":
+        return _scorer(model, device)
     from cxrl.scorers.image_text import ImageTextModel
 
-    return ImageTextModel(choice, device)
+    return ImageTextModel(model, device)
 
 
-def _scorer(choice: ModelChoice, device: torch.device | str) -> Scorer:
-    if choice.sha256 and choice.path.is_file():
-        check_digest(choice.path, choice.sha256, choice.option)
-    scorer = load_scorer(choice.path, device=device)
-    if scorer.config.task != choice.task:
+def _scorer(model: OpenedModel, device: torch.device | str) -> Scorer:
+    scorer = load_scorer(model.path, device=device)
+    if scorer.config.task != model.task:
         raise CxrlError(
-            f"{choice.option}: {choice.path} is a model of {scorer.config.task}, not of {choice.task}"
+            f"{model.option}: {model.path} is a model of {scorer.config.task}, not of {model.task}"
         )
     return scorer
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from cxrl.errors import CxrlError
 from cxrl.models.base import DTYPES
 from cxrl.models.weight_check import not_finite, state_problem
-from cxrl.scorers.choice import ModelChoice, check_digest, check_present
+from cxrl.scorers.choice import OpenedModel
 from cxrl.scorers.pickles import read_pickled_state
 from cxrl.scorers.validity import film_validity
 
@@ -51,42 +51,38 @@ def square(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def read_state(choice: ModelChoice) -> dict[str, Tensor]:
+def read_state(model: OpenedModel) -> dict[str, Tensor]:
     """The weights of a file of torchxrayvision's release, or of one in its place, .safetensors or a pickle.
 
     Raises:
-        MissingFile: It is not there.
-        CxrlError: It has another digest, is damaged, or would have to run code.
+        CxrlError: It is damaged, or would have to run code.
     """
-    check_present(choice)
-    if choice.path.suffix != ".safetensors":
-        return read_pickled_state(choice.path, sha256=choice.expected_sha256, option=choice.option)
-    if choice.sha256:
-        check_digest(choice.path, choice.sha256, choice.option)
+    if model.path.suffix != ".safetensors":
+        return read_pickled_state(model.path, sha256=model.sha256, option=model.option)
     try:
         # Copies, as in cxrl.storage.reading.
-        return {name: tensor.clone() for name, tensor in load_file(choice.path).items()}
+        return {name: tensor.clone() for name, tensor in load_file(model.path).items()}
     except (SafetensorError, OSError) as error:
-        raise CxrlError(f"{choice.option}: cannot read {choice.path}: {error}") from None
+        raise CxrlError(f"{model.option}: cannot read {model.path}: {error}") from None
 
 
-def put_weights(network: Any, state: dict[str, Tensor], choice: ModelChoice, device: torch.device) -> Any:
-    """A network on the meta device with the weights in it, frozen, on the device, in the choice's dtype.
+def put_weights(network: Any, state: dict[str, Tensor], model: OpenedModel, device: torch.device) -> Any:
+    """A network on the meta device with the weights in it, frozen, on the device, in the model's dtype.
 
     Raises:
         CxrlError: A tensor is missing, too many, of another shape or not finite; it is named.
     """
     if problem := state_problem(network.state_dict(), state):
-        raise CxrlError(f"{choice.option}: {choice.path} holds another network, or is damaged: it {problem}")
+        raise CxrlError(f"{model.option}: {model.path} holds another network, or is damaged: it {problem}")
     try:
         network.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CxrlError(f"{choice.option}: {choice.path} holds another network ({reason})") from None
-    network = network.to(device=device, dtype=DTYPES[choice.dtype]).eval().requires_grad_(False)
-    if choice.dtype != "float32" and (problem := not_finite(network.state_dict())):
-        section = choice.option.partition(".")[0]
-        raise CxrlError(f"{choice.option}: {choice.path} {problem} in {choice.dtype}; see --{section}.dtype")
+        raise CxrlError(f"{model.option}: {model.path} holds another network ({reason})") from None
+    network = network.to(device=device, dtype=DTYPES[model.dtype]).eval().requires_grad_(False)
+    if model.dtype != "float32" and (problem := not_finite(network.state_dict())):
+        section = model.option.partition(".")[0]
+        raise CxrlError(f"{model.option}: {model.path} {problem} in {model.dtype}; see --{section}.dtype")
     return network
 
 
@@ -101,15 +97,15 @@ class XrvClassifier:
 
     num_features = 1024
 
-    def __init__(self, choice: ModelChoice, device: torch.device | str) -> None:
+    def __init__(self, model: OpenedModel, device: torch.device | str) -> None:
         """Raises CxrlError, see :func:`read_state`."""
-        state = read_state(choice)
+        state = read_state(model)
         models = import_xrv().models
-        info = models.model_urls[choice.name]
+        info = models.model_urls[model.name]
         with torch.device("meta"):
             network = models.DenseNet()
-        self.device, self.batch_size, self.description = torch.device(device), choice.batch_size, choice.value
-        self._network = put_weights(network, state, choice, self.device)
+        self.device, self.batch_size, self.description = torch.device(device), model.batch_size, model.value
+        self._network = put_weights(network, state, model, self.device)
         self._size = int(info["input_resolution"])
         slots = [i for i, name in enumerate(info["labels"]) if name]
         self.findings = tuple(CHEXPERT_NAMES.get(info["labels"][i], info["labels"][i]) for i in slots)

@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from cxrl.scorers.choice import ModelChoice
+from cxrl.scorers.choice import OpenedModel
 from cxrl.scorers.posture_geometry import STRUCTURES, posture_from_masks
 from cxrl.scorers.validity import film_validity
 from cxrl.scorers.xrv_densenet import import_xrv, put_weights, read_state, square
@@ -25,16 +25,16 @@ class AnatomicalPosture:
 
     size = 512
 
-    def __init__(self, choice: ModelChoice, device: torch.device | str) -> None:
-        """Raises CxrlError: the weights are missing, have another digest or cannot be read."""
-        state = {name.removeprefix("module."): tensor for name, tensor in read_state(choice).items()}
+    def __init__(self, model: OpenedModel, device: torch.device | str) -> None:
+        """Raises CxrlError: the weights cannot be read or are of another network."""
+        state = {name.removeprefix("module."): tensor for name, tensor in read_state(model).items()}
         import_xrv()
         from torchxrayvision.baseline_models.chestx_det.ptsemseg.pspnet import pspnet
 
         with torch.device("meta"):
             network = pspnet(len(STRUCTURES))
-        self.device, self.batch_size, self.description = torch.device(device), choice.batch_size, choice.value
-        self._network = put_weights(network, state, choice, self.device)
+        self.device, self.batch_size, self.description = torch.device(device), model.batch_size, model.value
+        self._network = put_weights(network, state, model, self.device)
         self._mean = torch.tensor([0.485, 0.456, 0.406], device=self.device).view(3, 1, 1)
         self._std = torch.tensor([0.229, 0.224, 0.225], device=self.device).view(3, 1, 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from cxrl.evaluation.judges import Judges, build_judges, load_judges
 from cxrl.evaluation.reference import reference_features
 from cxrl.evaluation.summary import evaluate_policy
 from cxrl.images.png import to_uint8
-from cxrl.scorers.choice import ASSETS, ModelChoice, file_sha256
+from cxrl.scorers.choice import ModelChoice, file_sha256, open_models
 from cxrl.scorers.phantom_network import load_scorer
+from cxrl.shipped import JUDGES, REWARDS
 
 CHEX = "densenet121-res224-chex"
 
@@ -65,7 +65,7 @@ def changed(config: Config, **sections: Any) -> Config:
 def test_the_judges_that_ship_are_the_scorers_of_their_folder() -> None:
     judges, images = load_judges(), corpus(3, seed=12).pixels()
     posture, diagnosis, pair = (
-        load_scorer(ASSETS / "judges" / f"{t}.safetensors") for t in ("posture", "diagnosis", "consistency")
+        load_scorer(JUDGES / f"{t}.safetensors") for t in ("posture", "diagnosis", "consistency")
     )
     with torch.no_grad():
         assert torch.equal(judges.posture(images), posture(images)[0])
@@ -77,7 +77,7 @@ def test_the_judges_that_ship_are_the_scorers_of_their_folder() -> None:
     # Both halves in units of their spread on clean films, so that neither drowns the other.
     with torch.no_grad():
         halves = torch.cat([diagnosis.features(images), posture.features(images)], 1)
-    scale = load_file(ASSETS / "judges" / "reference.safetensors")["scale"]
+    scale = load_file(JUDGES / "reference.safetensors")["scale"]
     torch.testing.assert_close(judges.features(images), halves / scale)
     spread = judges.reference - judges.reference.mean(0)
     for half in spread.split(64, 1):
@@ -89,7 +89,7 @@ def test_the_judges_that_ship_are_the_scorers_of_their_folder() -> None:
 
 
 def test_another_posture_judge_leaves_the_features_as_they_are() -> None:
-    path = ASSETS / "rewards" / "posture.safetensors"
+    path = REWARDS / "posture.safetensors"
     made = Config.from_dict(
         {"rewards": {"names": "diagnosis", "weights": "1"}, "eval": {"posture": str(path)}}
     )
@@ -115,8 +115,7 @@ def test_real_films_are_the_reference(config: Config, table: Path) -> None:
 def test_the_reference_is_computed_once(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    choice = ModelChoice("eval", "diagnosis", "x", Path())
-    choice = dataclasses.replace(choice, value=str(ASSETS / "judges" / "diagnosis.safetensors"))
+    model = ModelChoice("eval", "diagnosis", str(JUDGES / "diagnosis.safetensors"), Path()).open()
     calls = []
 
     def features(images: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ def test_the_reference_is_computed_once(
         return images.flatten(1)[:, :3]
 
     def found(changes: Config = config, size: tuple[int, int] = (16, 16)) -> Tensor:
-        result, told = reference_features(changes, choice, features, size)
+        result, told = reference_features(changes, model, features, size)
         assert result is not None
         assert set(told) == {"reference"}
         return result
@@ -159,27 +158,27 @@ def test_without_films_there_is_no_distance_and_a_reason(
     config: Config, sections: dict[str, Any], reason: str
 ) -> None:
     made = changed(config, **sections)
-    choice = ModelChoice("eval", "diagnosis", made.eval.diagnosis, Path())
-    found, told = reference_features(made, choice, lambda images: images, (8, 8))
+    model = open_models(made, "eval")["diagnosis"]
+    found, told = reference_features(made, model, lambda images: images, (8, 8))
     assert found is None
     assert reason in told["no_fid"]
 
 
 def test_a_folder_of_films_is_a_reference(config: Config, table: Path, tmp_path: Path) -> None:
-    choice = ModelChoice("eval", "diagnosis", str(ASSETS / "judges" / "diagnosis.safetensors"), Path())
+    model = ModelChoice("eval", "diagnosis", str(JUDGES / "diagnosis.safetensors"), Path()).open()
     made = changed(config, data={"source": "prompts"}, eval={"reference": str(table.parent)})
-    found, told = reference_features(made, choice, lambda images: images.flatten(1), (8, 8))
+    found, told = reference_features(made, model, lambda images: images.flatten(1), (8, 8))
     assert found is not None
     assert found.shape == (11, 64)
     assert told == {"reference": "11 real films of the folder eval.reference"}
-    for bad in (tmp_path / "nowhere", ASSETS / "judges"):
+    for bad in (tmp_path / "nowhere", JUDGES):
         with pytest.raises(CxrlError, match=r"eval\.reference: .* is no folder with \.png"):
-            reference_features(changed(made, eval={"reference": str(bad)}), choice, lambda i: i, (8, 8))
+            reference_features(changed(made, eval={"reference": str(bad)}), model, lambda i: i, (8, 8))
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "a.png").write_bytes(b"")
     with pytest.raises(CxrlError, match=r"0 of 1 real films can be read \(image corrupt or truncated 1"):
         reference_features(
-            changed(made, eval={"reference": str(tmp_path / "few")}), choice, lambda i: i, (8, 8)
+            changed(made, eval={"reference": str(tmp_path / "few")}), model, lambda i: i, (8, 8)
         )
 
 
@@ -217,9 +216,9 @@ def test_a_judge_that_rewards_is_refused(config: Config) -> None:
 
 
 def test_damaged_judges_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CxrlError, match=r"posture\.safetensors is missing"):
+    with pytest.raises(CxrlError, match=r"eval\.posture: missing a model .*posture\.safetensors"):
         load_judges(str(tmp_path))
-    for file in (ASSETS / "judges").iterdir():
+    for file in JUDGES.iterdir():
         if file.stem != "reference":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(CxrlError, match=r"reference\.safetensors cannot be read"):
@@ -228,7 +227,7 @@ def test_damaged_judges_are_named(tmp_path: Path) -> None:
 
 def test_a_damaged_reference_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "judges"
-    shutil.copytree(ASSETS / "judges", folder)
+    shutil.copytree(JUDGES, folder)
     path = folder / "reference.safetensors"
     whole = load_file(path)
     features, scale = whole["features"], whole["scale"]
@@ -255,7 +254,7 @@ def test_a_damaged_reference_is_named(tmp_path: Path) -> None:
 
 def test_a_judge_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "judges"
-    shutil.copytree(ASSETS / "judges", folder)
+    shutil.copytree(JUDGES, folder)
     path = folder / "diagnosis.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()

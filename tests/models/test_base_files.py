@@ -20,7 +20,7 @@ from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.base_files import load_tokenizer, local_folder
-from cxrl.scorers.choice import required_files
+from cxrl.requirements import required_files
 
 Change = Callable[[Path], object]
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"

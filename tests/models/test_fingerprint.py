@@ -15,10 +15,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import cxrl.shipped
 from cxrl.config import PolicyConfig
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
-from cxrl.models.base_files import PHANTOM, check_base
+from cxrl.models.base_files import check_base
 from cxrl.models.fingerprint import SCHEDULER_FIELDS, check_fingerprint, scheduler_digest
 from cxrl.models.policy import Policy
 from cxrl.rl.schedule import ddim_table
@@ -227,10 +228,10 @@ def test_neither_dtype_nor_adapters_matter(tiny_pipeline: Path, whole: dict[str,
 def test_the_base_that_ships_in_both_spellings_of_its_text_encoder(tmp_path: Path) -> None:
     """Versions of transformers write the names of a CLIP text encoder with and without a prefix."""
     folder = tmp_path / "phantom"
-    shutil.copytree(PHANTOM, folder)
+    shutil.copytree(cxrl.shipped.BASE, folder)
     path = folder / "text_encoder" / "model.safetensors"
     save_file({f"text_model.{n}": t for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
-    assert check_base(folder).fingerprint() == check_base(PHANTOM).fingerprint()
+    assert check_base(folder).fingerprint() == check_base(cxrl.shipped.BASE).fingerprint()
 
 
 def test_the_refusal_names_the_parts() -> None:

@@ -14,6 +14,7 @@ from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.rewards import base
 from cxrl.rewards.base import Reward, build_rewards, score_all
+from cxrl.shipped import REWARDS
 
 PROMPTS = (ReportPrompt(0, "Normal.", (1.0,)), ReportPrompt(1, "Large effusion.", (0.0,)))
 BATCH = PromptBatch(PROMPTS, torch.tensor([0, 0, 1]))
@@ -89,14 +90,14 @@ def test_an_unknown_reward_gets_the_nearest_name(
 
 @pytest.mark.parametrize("name", base.BUILT_IN)
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CxrlError, match=rf"{name}\.safetensors is missing; `python -m cxrl.pretrain"):
+    with pytest.raises(CxrlError, match=rf"missing .*{name}\.safetensors \(`python -m cxrl.pretrain"):
         build_rewards((name,), str(tmp_path))
 
 
 @pytest.mark.parametrize("name", base.BUILT_IN)
 @pytest.mark.parametrize("keep", [0, 0.5, 0.999])
 def test_truncated_weights_are_named(name: str, keep: float, tmp_path: Path) -> None:
-    data = (base.PHANTOM_REWARDS / f"{name}.safetensors").read_bytes()
+    data = (REWARDS / f"{name}.safetensors").read_bytes()
     (tmp_path / f"{name}.safetensors").write_bytes(data[: int(keep * len(data))])
     with pytest.raises(CxrlError, match=rf"{name}\.safetensors cannot be read .* install the package again"):
         build_rewards((name,), str(tmp_path))

@@ -16,10 +16,11 @@ from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.rewards import base
 from cxrl.rewards.base import Reward, build_rewards, check_labels
 from cxrl.rewards.diagnosis import label_agreement
-from cxrl.scorers.choice import file_sha256, model_choices
+from cxrl.scorers.choice import file_sha256, open_models
 from cxrl.scorers.image_text import ImageTextModel
 from cxrl.scorers.validity import film_validity
 from cxrl.scorers.xrv_densenet import XrvClassifier
+from cxrl.shipped import REWARDS
 
 NUM = 4
 NAN = math.nan
@@ -47,7 +48,7 @@ def config(densenet: Path, make_image_text: Callable[..., Path]) -> Config:
 
 @pytest.fixture(scope="module")
 def built(config: Config) -> dict[str, Reward]:
-    return build_rewards(config.rewards.names, "phantom", "cpu", model_choices(config, "rewards"))
+    return build_rewards(config.rewards.names, "phantom", "cpu", open_models(config, "rewards"))
 
 
 @pytest.fixture
@@ -68,8 +69,8 @@ def test_a_reward_registered_over_a_built_in_one_stays_the_user_s(
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
     calls = []
     base.register_reward("diagnosis")(lambda path, device: calls.append((path, device)))  # type: ignore[arg-type, return-value]
-    build_rewards(("diagnosis",), "phantom", "cpu", model_choices(config, "rewards"))
-    assert calls == [(base.PHANTOM_REWARDS, torch.device("cpu"))]
+    build_rewards(("diagnosis",), "phantom", "cpu", open_models(config, "rewards"))
+    assert calls == [(REWARDS, torch.device("cpu"))]
 
 
 def test_diagnosis_is_the_agreement_over_the_known_labels(built: dict[str, Reward], real: Tensor) -> None:

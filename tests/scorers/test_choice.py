@@ -1,4 +1,4 @@
-"""Which file an option means, what a configuration needs, and judges that are not rewards."""
+"""Which file an option means."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import pytest
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError
-from cxrl.scorers.choice import (
-    TASKS,
-    MissingFile,
-    ModelChoice,
-    model_choices,
-    parse_digests,
-    phantom_models,
-    required_files,
-)
+from cxrl.scorers.choice import TASKS, ModelChoice, file_sha256, model_choices, parse_digests, phantom_models
+from cxrl.scorers.required import MissingFile
 
 
 def choice(value: str, task: str = "diagnosis", **options: Any) -> ModelChoice:
@@ -100,47 +93,33 @@ def test_choices_follow_the_configuration(tmp_path: Path) -> None:
     assert judges["diagnosis"].expected_sha256 == "0" * 64
 
 
-def test_the_default_needs_what_ships_and_has_it() -> None:
-    found = required_files(Config())
-    assert len(found) == 8
-    assert all(required.is_present for required in found)
-    assert [r.option for r in found][:2] == ["model.path", "rewards.posture"]
+def test_opening_says_what_is_loaded_from(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match=r"rewards\.diagnosis: missing .*diagnosis\.safetensors"):
+        choice("", folder=tmp_path).open()
+    path = tmp_path / "diagnosis.safetensors"
+    path.write_bytes(b"abc")
+    for made in (choice("", folder=tmp_path), choice(str(path), sha256=file_sha256(path))):
+        opened = made.open()
+        assert (opened.kind, opened.path, opened.files) == ("scorer", path, (path,))
+        assert (opened.option, opened.task, opened.sha256) == ("rewards.diagnosis", "diagnosis", made.sha256)
+    with pytest.raises(CxrlError, match="has SHA-256"):
+        choice(str(path), sha256="0" * 64).open()
 
 
-def test_everything_a_configuration_lacks_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    made = config(
-        model={"path": "some/base"},
-        data={"source": "mimic_cxr", "root": str(tmp_path / "mimic")},
-        rewards={
-            "posture": "pspnet",
-            "diagnosis": "densenet121-res224-mimic_ch",
-            "consistency": "some/siglip",
-        },
-        eval={
-            "posture": "p.safetensors",
-            "diagnosis": "densenet121-res224-nih",
-            "consistency": str(tmp_path),
-        },
-        run={"xrv_cache": str(tmp_path)},
-    )
-    found = {r.option: r for r in required_files(made)}
-    assert set(found) == {
-        "model.path",
-        *(f"{section}.{task}" for section in ("rewards", "eval") for task in TASKS),
-        "data.root",
-        "data.reports",
-    }
-    assert not any(r.is_present for r in found.values())
-    for required in found.values():
-        text = str(MissingFile(required))
-        assert "\n" not in text
-        assert text.startswith(f"{required.option}: ")
-    assert "PhysioNet credential" in str(MissingFile(found["data.reports"]))
-    assert "no SHA-256 is known" in str(MissingFile(found["eval.diagnosis"]))
-    assert "Apache-2.0" in str(MissingFile(found["rewards.diagnosis"]))
-    (tmp_path / "mimic_ch-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt").write_bytes(b"")
-    assert {r.option for r in required_files(made) if r.is_present} == {"rewards.diagnosis"}
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_only_a_pickle_needs_a_digest(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"abc")
+    made = choice(f"densenet121-res224-nih:{path}")
+    if suffix == ".pt":
+        with pytest.raises(CxrlError, match="is a pickle and no SHA-256 is known for it"):
+            made.open()
+    else:
+        assert made.open().sha256 == ""
+    digest = file_sha256(path)
+    assert dataclasses.replace(made, sha256=digest).open().sha256 == digest
+    with pytest.raises(CxrlError, match="has SHA-256"):
+        dataclasses.replace(made, sha256="0" * 64).open()
 
 
 def test_models_of_the_phantom_are_named_where_the_films_are_others(tmp_path: Path) -> None:

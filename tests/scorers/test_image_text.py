@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cxrl.errors import CxrlError
-from cxrl.scorers.choice import MissingFile, ModelChoice, file_sha256
+from cxrl.scorers.choice import ModelChoice, file_sha256
 from cxrl.scorers.image_text import CLASSES, ImageTextModel
+from cxrl.scorers.required import MissingFile
 
 TEXTS = ["no acute effusion .", "heart size is normal .", "left pleural effusion ."]
 KINDS = list(CLASSES)
@@ -34,7 +35,7 @@ def folders(make_image_text: Callable[..., Path]) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def models(folders: dict[str, Path]) -> dict[str, ImageTextModel]:
-    return {kind: ImageTextModel(choice(folder), "cpu") for kind, folder in folders.items()}
+    return {kind: ImageTextModel(choice(folder).open(), "cpu") for kind, folder in folders.items()}
 
 
 def grey(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -95,7 +96,7 @@ def test_embeddings_are_the_model_s(
 def test_every_text_is_read_once(
     models: dict[str, ImageTextModel], monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]
 ) -> None:
-    model = ImageTextModel(choice(folders["clip"]), "cpu")
+    model = ImageTextModel(choice(folders["clip"]).open(), "cpu")
     calls = []
     original = model._network.get_text_features
     monkeypatch.setattr(
@@ -112,7 +113,7 @@ def test_every_text_is_read_once(
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_long_texts_are_cut_with_one_warning(folders: dict[str, Path], kind: str) -> None:
-    model = ImageTextModel(choice(folders[kind]), "cpu")
+    model = ImageTextModel(choice(folders[kind]).open(), "cpu")
     long = "heart size is normal . " * 30
     with pytest.warns(
         UserWarning, match=rf"2 of 3 reports have more than the {model.max_tokens} tokens"
@@ -127,10 +128,10 @@ def test_a_folder_that_is_not_there_and_a_hub_id_say_what_to_do(tmp_path: Path) 
     with pytest.raises(
         MissingFile, match=r"rewards\.consistency: missing an image-text model of transformers: some/model"
     ):
-        ImageTextModel(choice(Path("some/model")), "cpu")
+        ImageTextModel(choice(Path("some/model")).open(), "cpu")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFile):
-        ImageTextModel(choice(tmp_path / "empty"), "cpu")
+        ImageTextModel(choice(tmp_path / "empty").open(), "cpu")
 
 
 def drop(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -160,12 +161,12 @@ def test_a_damaged_tensor_is_named(folders: dict[str, Path], kind: str, tmp_path
         for tensors, words in damaged(whole, name):
             save_file(tensors, path, metadata={"format": "pt"})
             with pytest.raises(CxrlError) as told:
-                ImageTextModel(choice(folder), "cpu")
+                ImageTextModel(choice(folder).open(), "cpu")
             start = f"rewards.consistency: cannot load {folder}: model.safetensors {words}"
             assert str(told.value).startswith(start)
     save_file({f"module.{n}": t for n, t in whole.items()}, path, metadata={"format": "pt"})
     with pytest.raises(CxrlError, match=r"has no tensor .*, but one named module\."):
-        ImageTextModel(choice(folder), "cpu")
+        ImageTextModel(choice(folder).open(), "cpu")
 
 
 def test_positions_of_older_files_and_heads_beside_the_model_are_passed_over(
@@ -180,7 +181,7 @@ def test_positions_of_older_files_and_heads_beside_the_model_are_passed_over(
     }
     save_file(load_file(path) | beside, path, metadata={"format": "pt"})
     assert torch.equal(
-        ImageTextModel(choice(folder), "cpu").text_embeds(TEXTS), models["clip"].text_embeds(TEXTS)
+        ImageTextModel(choice(folder).open(), "cpu").text_embeds(TEXTS), models["clip"].text_embeds(TEXTS)
     )
 
 
@@ -192,13 +193,15 @@ def test_shards_are_read(folders: dict[str, Path], models: dict[str, ImageTextMo
     network.save_pretrained(folder, max_shard_size="20KB")
     made = choice(folder)
     assert len(made.weights) > 1
-    assert torch.equal(ImageTextModel(made, "cpu").text_embeds(TEXTS), models["clip"].text_embeds(TEXTS))
+    assert torch.equal(
+        ImageTextModel(made.open(), "cpu").text_embeds(TEXTS), models["clip"].text_embeds(TEXTS)
+    )
 
 
 def test_other_models_pickles_and_digests_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(CxrlError, match=r"its model_type is 'bert', expected clip, siglip, siglip2"):
-        ImageTextModel(choice(tmp_path), "cpu")
+        ImageTextModel(choice(tmp_path).open(), "cpu")
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     for file in folders["clip"].iterdir():
@@ -206,8 +209,8 @@ def test_other_models_pickles_and_digests_are_refused(folders: dict[str, Path], 
             (pickled / file.name).write_bytes(file.read_bytes())
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(CxrlError, match=r"rewards\.consistency: cannot load .*safetensors"):
-        ImageTextModel(choice(pickled), "cpu")
+        ImageTextModel(choice(pickled).open(), "cpu")
     with pytest.raises(CxrlError, match=r"expected 0000"):
-        ImageTextModel(choice(folders["clip"], sha256="0" * 64), "cpu")
+        ImageTextModel(choice(folders["clip"], sha256="0" * 64).open(), "cpu")
     digest = file_sha256(folders["clip"] / "model.safetensors")
-    ImageTextModel(choice(folders["clip"], sha256=digest, dtype="bfloat16"), "cpu")
+    ImageTextModel(choice(folders["clip"], sha256=digest, dtype="bfloat16").open(), "cpu")

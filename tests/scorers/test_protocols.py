@@ -12,11 +12,10 @@ import torch
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError
-from cxrl.scorers.choice import ASSETS, ModelChoice, file_sha256, model_choices
+from cxrl.scorers.choice import ModelChoice, file_sha256, model_choices
 from cxrl.scorers.phantom_network import Scorer
 from cxrl.scorers.protocols import check_judges, load_consistency, load_diagnosis, load_posture
-
-REWARDS = ASSETS / "rewards"
+from cxrl.shipped import REWARDS
 
 
 def choice(value: str, task: str = "diagnosis", **options: Any) -> ModelChoice:
@@ -28,8 +27,8 @@ def test_scorers_of_a_folder_and_by_file_are_the_same() -> None:
     loaders = {"posture": load_posture, "diagnosis": load_diagnosis, "consistency": load_consistency}
     for task, load in loaders.items():
         first, second = (
-            load(choice("", task), "cpu"),
-            load(choice(str(REWARDS / f"{task}.safetensors"), task), "cpu"),
+            load(choice("", task).open(), "cpu"),
+            load(choice(str(REWARDS / f"{task}.safetensors"), task).open(), "cpu"),
         )
         assert isinstance(first, Scorer)
         assert isinstance(second, Scorer)
@@ -40,14 +39,14 @@ def test_a_model_of_another_task_is_refused() -> None:
     with pytest.raises(
         CxrlError, match=r"rewards\.diagnosis: .*posture\.safetensors is a model of posture, not"
     ):
-        load_diagnosis(choice(str(REWARDS / "posture.safetensors")), "cpu")
+        load_diagnosis(choice(str(REWARDS / "posture.safetensors")).open(), "cpu")
 
 
 def test_a_pinned_scorer_is_checked() -> None:
     path = REWARDS / "diagnosis.safetensors"
-    load_diagnosis(choice("", sha256=file_sha256(path)), "cpu")
+    load_diagnosis(choice("", sha256=file_sha256(path)).open(), "cpu")
     with pytest.raises(CxrlError, match="has SHA-256"):
-        load_diagnosis(choice("", sha256="0" * 64), "cpu")
+        load_diagnosis(choice("", sha256="0" * 64).open(), "cpu")
 
 
 def test_a_judge_is_no_reward(tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_a_judge_is_no_reward(tmp_path: Path) -> None:
     check("densenet121-res224-mimic_ch", "densenet121-res224-chex")
     check("a/clip", "b/clip", "consistency")
     file, copy = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    shutil.copy(ASSETS / "rewards" / "diagnosis.safetensors", file)
+    shutil.copy(REWARDS / "diagnosis.safetensors", file)
     shutil.copy(file, copy)
     for reward, judge, task in (
         ("densenet121-res224-chex", "densenet121-res224-chex", "diagnosis"),

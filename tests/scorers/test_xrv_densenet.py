@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 
 from cxrl.errors import CxrlError
 from cxrl.findings import CHEXPERT_FINDINGS
-from cxrl.scorers.choice import PSPNET, XRV_FILES, XRV_URL, MissingFile, ModelChoice, file_sha256
+from cxrl.scorers.choice import ModelChoice, file_sha256
 from cxrl.scorers.pickles import read_pickled_state
+from cxrl.scorers.required import MissingFile
 from cxrl.scorers.xrv_densenet import XrvClassifier, import_xrv, operating_point, put_weights, square
+from cxrl.scorers.xrv_release import PSPNET, XRV_FILES, XRV_URL
 
 CHEX = "densenet121-res224-chex"
 
@@ -31,7 +33,7 @@ def choice(path: Path, name: str = CHEX, **options: object) -> ModelChoice:
 
 @pytest.fixture(scope="module")
 def classifier(densenet: Path) -> XrvClassifier:
-    return XrvClassifier(choice(densenet), "cpu")
+    return XrvClassifier(choice(densenet).open(), "cpu")
 
 
 def test_the_table_of_files_is_that_of_the_library() -> None:
@@ -49,7 +51,7 @@ def test_the_table_of_files_is_that_of_the_library() -> None:
 @pytest.mark.parametrize("name", [n for n in XRV_FILES if n != PSPNET])
 def test_probabilities_are_the_library_s(name: str, densenet: Path) -> None:
     models = import_xrv().models
-    found = XrvClassifier(choice(densenet, name), "cpu")
+    found = XrvClassifier(choice(densenet, name).open(), "cpu")
     info = models.model_urls[name]
     network = models.DenseNet()
     network.load_state_dict(read_pickled_state(densenet, sha256=file_sha256(densenet), option="x"))
@@ -102,7 +104,7 @@ def test_images_of_any_size_are_cropped_and_resized(shape: tuple[int, int]) -> N
 
 def test_the_batch_size_does_not_matter(densenet: Path, classifier: XrvClassifier) -> None:
     images = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(2))
-    other = XrvClassifier(choice(densenet, batch_size=4), "cpu")
+    other = XrvClassifier(choice(densenet, batch_size=4).open(), "cpu")
     torch.testing.assert_close(
         other.diagnose(images)[0], classifier.diagnose(images)[0], rtol=1e-4, atol=1e-5
     )
@@ -110,7 +112,7 @@ def test_the_batch_size_does_not_matter(densenet: Path, classifier: XrvClassifie
 
 def test_bfloat16_stays_near(densenet: Path, classifier: XrvClassifier) -> None:
     images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(3))
-    found = XrvClassifier(choice(densenet, dtype="bfloat16"), "cpu").diagnose(images)[0]
+    found = XrvClassifier(choice(densenet, dtype="bfloat16").open(), "cpu").diagnose(images)[0]
     assert found.dtype == torch.float32
     # A random network's logits are of the order of 1; bfloat16 has 8 bits and there are 121 layers.
     assert float((found - classifier.diagnose(images)[0]).abs().max()) < 0.1
@@ -121,16 +123,16 @@ def test_safetensors_need_no_digest(densenet: Path, classifier: XrvClassifier, t
     path = tmp_path / "d.safetensors"
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(4))
-    found = XrvClassifier(choice(path, sha256=""), "cpu")
+    found = XrvClassifier(choice(path, sha256="").open(), "cpu")
     assert torch.equal(found.diagnose(images)[0], classifier.diagnose(images)[0])
     with pytest.raises(CxrlError, match="has SHA-256"):
-        XrvClassifier(choice(path, sha256="0" * 64), "cpu")
+        XrvClassifier(choice(path, sha256="0" * 64).open(), "cpu")
 
 
 def test_missing_weights_say_where_they_come_from(tmp_path: Path) -> None:
     made = ModelChoice("eval", "diagnosis", CHEX, Path(), cache=tmp_path / "cache")
     with pytest.raises(MissingFile) as caught:
-        XrvClassifier(made, "cpu")
+        XrvClassifier(made.open(), "cpu")
     text, known = str(caught.value), XRV_FILES[CHEX]
     for part in (
         XRV_URL + known.file,
@@ -145,21 +147,21 @@ def test_missing_weights_say_where_they_come_from(tmp_path: Path) -> None:
     with pytest.raises(
         MissingFile, match=r"no SHA-256 is known: pin yours with --eval\.sha256 diagnosis=HEX"
     ):
-        XrvClassifier(unknown, "cpu")
+        XrvClassifier(unknown.open(), "cpu")
 
 
 def test_weights_are_found_in_the_cache(write_densenet: Callable[..., Path]) -> None:
     path = write_densenet(5, name=XRV_FILES[CHEX].file)
     made = ModelChoice("eval", "diagnosis", CHEX, Path(), cache=path.parent, sha256=file_sha256(path))
-    assert len(XrvClassifier(made, "cpu").findings) == 11
+    assert len(XrvClassifier(made.open(), "cpu").findings) == 11
     with pytest.raises(CxrlError, match=f"expected {XRV_FILES[CHEX].sha256}"):
-        XrvClassifier(dataclasses.replace(made, sha256=""), "cpu")
+        XrvClassifier(dataclasses.replace(made, sha256="").open(), "cpu")
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(CxrlError, match=r"other\.pt holds another network"):
-        XrvClassifier(choice(tmp_path / "other.pt"), "cpu")
+        XrvClassifier(choice(tmp_path / "other.pt").open(), "cpu")
 
 
 def test_a_damaged_tensor_is_named(densenet: Path, tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_a_damaged_tensor_is_named(densenet: Path, tmp_path: Path) -> None:
         {name: t.contiguous() for name, t in {**state, floating[-1]: bad[torch.nan]}.items()}, made.path
     )
     with pytest.raises(CxrlError, match=f"it has a tensor {floating[-1]} that holds nan"):
-        XrvClassifier(made, "cpu")
+        XrvClassifier(made.open(), "cpu")
 
 
 def test_a_value_too_large_for_the_dtype_is_named(densenet: Path, tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_value_too_large_for_the_dtype_is_named(densenet: Path, tmp_path: Path
 
 def test_loading_draws_no_random_numbers_and_leaves_warnings_on(densenet: Path) -> None:
     before = torch.random.get_rng_state()
-    XrvClassifier(choice(densenet), "cpu")
+    XrvClassifier(choice(densenet).open(), "cpu")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert "torchxrayvision" in sys.modules
     with pytest.warns(UserWarning, match="heard"):

@@ -12,11 +12,13 @@ from cxrl.data.phantom.films import corpus
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.rewards.posture import NOT_A_FILM, PostureReward
-from cxrl.scorers.choice import PSPNET, XRV_FILES, MissingFile, ModelChoice, file_sha256
+from cxrl.scorers.choice import ModelChoice, file_sha256
 from cxrl.scorers.posture_geometry import STRUCTURES
+from cxrl.scorers.required import MissingFile
 from cxrl.scorers.validity import film_validity
 from cxrl.scorers.xrv_densenet import import_xrv
 from cxrl.scorers.xrv_pspnet import AnatomicalPosture
+from cxrl.scorers.xrv_release import PSPNET, XRV_FILES
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_a_damaged_tensor_is_named(cache: Path, choice: ModelChoice, tmp_path: P
         torch.save(tensors, path)
         made = dataclasses.replace(choice, cache=tmp_path, sha256=file_sha256(path))
         with pytest.raises(CxrlError, match=f"^rewards.posture: .* it {words}"):
-            AnatomicalPosture(made, "cpu")
+            AnatomicalPosture(made.open(), "cpu")
 
 
 def test_the_structures_are_the_library_s() -> None:
@@ -82,7 +84,7 @@ class Recorder(torch.nn.Module):
 def test_weights_and_input_are_those_of_the_library(
     choice: ModelChoice, cache: Path, shape: tuple[int, int]
 ) -> None:
-    model = AnatomicalPosture(choice, "cpu")
+    model = AnatomicalPosture(choice.open(), "cpu")
     library = import_xrv().baseline_models.chestx_det.PSPNet(cache_dir=str(cache))
     expected = library.model.state_dict()
     found = model._network.state_dict()
@@ -118,6 +120,6 @@ def test_missing_weights_and_wrong_digests_are_named(choice: ModelChoice, tmp_pa
         MissingFile,
         match=r"missing the weights pspnet of torchxrayvision: .*pspnet_chestxray_best_model_4\.pth",
     ):
-        AnatomicalPosture(ModelChoice("eval", "posture", PSPNET, Path(), cache=tmp_path), "cpu")
+        AnatomicalPosture(ModelChoice("eval", "posture", PSPNET, Path(), cache=tmp_path).open(), "cpu")
     with pytest.raises(CxrlError, match=rf"expected {XRV_FILES[PSPNET].sha256}"):
-        AnatomicalPosture(ModelChoice("eval", "posture", PSPNET, Path(), cache=choice.cache), "cpu")
+        AnatomicalPosture(ModelChoice("eval", "posture", PSPNET, Path(), cache=choice.cache).open(), "cpu")

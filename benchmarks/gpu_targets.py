@@ -143,7 +143,7 @@ def pairwise_targets(machine: Machine) -> Iterator[Row]:
     n, p, m, k = machine.size(4096, 64), machine.size(256, 4), 8, 3
     rewards = torch.randn(n, k, device=machine.device).requires_grad_()
     anchors = torch.randn(p, m, k, device=machine.device)
-    prompt = torch.randint(p, (n,), device=machine.device)
+    prompt_of = torch.randint(p, (n,), device=machine.device)
     weights, floor = torch.ones(k, device=machine.device), torch.full((k,), 0.1, device=machine.device)
     grad = torch.ones(n, device=machine.device)
     for form in FORMS:
@@ -151,7 +151,7 @@ def pairwise_targets(machine: Machine) -> Iterator[Row]:
         def both(backend: str, form: str = form) -> Step:
             def step() -> object:
                 score, _ = pairwise_comparison(
-                    rewards, anchors, prompt, weights, form, min_std=floor, backend=backend
+                    rewards, anchors, prompt_of, weights, form, min_std=floor, backend=backend
                 )
                 return torch.autograd.grad(score, rewards, grad) if score.requires_grad else score
 

@@ -33,13 +33,13 @@ def test_pairwise_comparison(
 ) -> None:
     n, p, m, k = 4096, 256, 8, 3
     rewards, anchors, weights = torch.randn(n, k), torch.randn(p, m, k), torch.ones(k)
-    prompt = torch.randint(p, (n,))
+    prompt_of = torch.randint(p, (n,))
     grad = torch.randn(n)
     rewards.requires_grad_(backward)
 
     def step(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], object]:
         def run() -> object:
-            score, win_rate = function(rewards, anchors, prompt, weights, form)
+            score, win_rate = function(rewards, anchors, prompt_of, weights, form)
             return torch.autograd.grad(score, rewards, grad) if backward else (score, win_rate)
 
         return run
@@ -59,18 +59,18 @@ def test_pairwise_comparison(
 
 def test_group_win_rate(compare: Callable[..., Any], fastest_compiled: Callable[..., Any]) -> None:
     p, size, k = 64, 16, 3
-    rewards, prompt = torch.randn(p * size, k), torch.arange(p).repeat_interleave(size)
+    rewards, prompt_of = torch.randn(p * size, k), torch.arange(p).repeat_interleave(size)
 
-    def stock(rewards: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def stock(rewards: torch.Tensor, prompt_of: torch.Tensor) -> torch.Tensor:
         # The best that eager PyTorch has: it knows that groups are equal and in order, which the op does not.
         own, other = rewards.view(p, size, 1, k), rewards.view(p, 1, size, k)
         beaten = (own > other).to(rewards.dtype) + 0.5 * (own == other).to(rewards.dtype)
         return ((beaten.sum(2) - 0.5) / (size - 1)).view(-1, k)
 
     def step(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
-        return lambda: function(rewards, prompt)
+        return lambda: function(rewards, prompt_of)
 
-    torch.testing.assert_close(stock(rewards, prompt), group_win_rate(rewards, prompt))
+    torch.testing.assert_close(stock(rewards, prompt_of), group_win_rate(rewards, prompt_of))
     compare(
         "group_win_rate",
         f"N={p * size} P={p} K={k}",

@@ -26,7 +26,7 @@ def test_rollout(
         return batch_noise(torch.Generator().manual_seed(0), latent_shape, len(batch))
 
     def theirs() -> torch.Tensor:
-        embeds = phantom_sampler.prompt_embeds(batch.prompts)[batch.group]
+        embeds = phantom_sampler.prompt_embeds(batch.prompts)[batch.prompt_of]
         with stock_loop:
             return stock_loop.rollout(embeds, noise())
 

@@ -147,12 +147,12 @@ def _trajectory_case(dtype: torch.dtype, mixed: bool, size: int) -> Callable[[],
 def _comparison_case(form: str, num_anchors: int, num_rewards: int) -> Callable[[], None]:
     def run() -> None:
         rewards, anchors = _meta(4096, num_rewards), _meta(64, num_anchors, num_rewards)
-        prompt, vector = _meta(4096, dtype=torch.int64), _meta(num_rewards)
+        prompt_of, vector = _meta(4096, dtype=torch.int64), _meta(num_rewards)
         out = (_meta(4096), _meta(num_rewards), _meta(4096, num_rewards))
-        pairwise_comparison.pairwise_comparison(rewards, anchors, prompt, vector, form, vector, 1.0, out)
+        pairwise_comparison.pairwise_comparison(rewards, anchors, prompt_of, vector, form, vector, 1.0, out)
         if form == "difference":
             pairwise_comparison.pairwise_comparison_backward(out[0], vector, out[2], rewards)
-            pairwise_comparison.group_win_rate(rewards, prompt, rewards)
+            pairwise_comparison.group_win_rate(rewards, prompt_of, rewards)
 
     return run
 

@@ -43,12 +43,12 @@ void denoise_step(const py::object& cond, const py::object& uncond, float guidan
                          at<float>(log_prob));
 }
 
-void pairwise_comparison(Address rewards, Address anchors, Address prompt, Address weights, Address min_std,
-                         int form, float temperature, int64_t num_samples, int64_t num_prompts,
-                         int64_t num_anchors, int64_t num_rewards, Address score, Address win_rate,
-                         Address slope) {
+void pairwise_comparison(Address rewards, Address anchors, Address prompt_of, Address weights,
+                         Address min_std, int form, float temperature, int64_t num_samples,
+                         int64_t num_prompts, int64_t num_anchors, int64_t num_rewards, Address score,
+                         Address win_rate, Address slope) {
   py::gil_scoped_release release;
-  cxrl::pairwise_comparison_cpu(at<float>(rewards), at<float>(anchors), at<int64_t>(prompt),
+  cxrl::pairwise_comparison_cpu(at<float>(rewards), at<float>(anchors), at<int64_t>(prompt_of),
                                 at<float>(weights), at<float>(min_std), static_cast<cxrl::Form>(form),
                                 temperature, {num_samples, num_prompts, num_anchors, num_rewards},
                                 at<float>(score), at<float>(win_rate), at<float>(slope));
@@ -61,10 +61,10 @@ void pairwise_comparison_backward(Address grad_score, int64_t grad_stride, Addre
                                          at<float>(slope), num_samples, num_rewards, at<float>(grad_rewards));
 }
 
-void group_win_rate(Address rewards, Address prompt, int64_t num_samples, int64_t num_rewards,
+void group_win_rate(Address rewards, Address prompt_of, int64_t num_samples, int64_t num_rewards,
                     Address win_rate) {
   py::gil_scoped_release release;
-  cxrl::group_win_rate_cpu(at<float>(rewards), at<int64_t>(prompt), num_samples, num_rewards,
+  cxrl::group_win_rate_cpu(at<float>(rewards), at<int64_t>(prompt_of), num_samples, num_rewards,
                            at<float>(win_rate));
 }
 

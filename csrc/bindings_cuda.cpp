@@ -43,12 +43,12 @@ void denoise_step(int device, Address stream, const py::object& cond, const py::
                           at<float>(workspace), at<unsigned>(counters), operand(x_prev), at<float>(log_prob));
 }
 
-void pairwise_comparison(int device, Address stream, Address rewards, Address anchors, Address prompt,
+void pairwise_comparison(int device, Address stream, Address rewards, Address anchors, Address prompt_of,
                          Address weights, Address min_std, int form, float temperature, int64_t num_samples,
                          int64_t num_prompts, int64_t num_anchors, int64_t num_rewards, Address counters,
                          Address score, Address win_rate, Address slope) {
   cxrl::pairwise_comparison_cuda(
-      call_of(device, stream), at<float>(rewards), at<float>(anchors), at<int64_t>(prompt),
+      call_of(device, stream), at<float>(rewards), at<float>(anchors), at<int64_t>(prompt_of),
       at<float>(weights), at<float>(min_std), static_cast<cxrl::Form>(form), temperature,
       {num_samples, num_prompts, num_anchors, num_rewards}, at<unsigned long long>(counters),
       at<float>(score), at<float>(win_rate), at<float>(slope));
@@ -62,9 +62,9 @@ void pairwise_comparison_backward(int device, Address stream, Address grad_score
                                           at<float>(grad_rewards));
 }
 
-void group_win_rate(int device, Address stream, Address rewards, Address prompt, Address order,
+void group_win_rate(int device, Address stream, Address rewards, Address prompt_of, Address order,
                     int64_t num_samples, int64_t num_rewards, Address win_rate) {
-  cxrl::group_win_rate_cuda(call_of(device, stream), at<float>(rewards), at<int64_t>(prompt),
+  cxrl::group_win_rate_cuda(call_of(device, stream), at<float>(rewards), at<int64_t>(prompt_of),
                             at<int64_t>(order), num_samples, num_rewards, at<float>(win_rate));
 }
 

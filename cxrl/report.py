@@ -23,11 +23,11 @@ def _report(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", metavar="FILE", type=file_path, help="the page; default DIR-report.html")
     args = parser.parse(argv)
-    from cxrl.output.report import is_restricted, report_page
+    from cxrl.output.page import is_restricted, run_page
 
     out = args.out or args.run.resolve().parent / f"{args.run.resolve().name}-report.html"
     check_writable(out, "--out")
-    page = report_page(args.run)
+    page = run_page(args.run)
     write_text(out, page, private=is_restricted(args.run))
     print(out)
 

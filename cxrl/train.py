@@ -18,18 +18,18 @@ def _train(argv: Sequence[str]) -> None:
     from cxrl.cli import parse_train
 
     options = parse_train(argv)
-    from cxrl.output.terminal import TerminalReporter, summary_table
+    from cxrl.output.terminal import TerminalProgress, summary_table
     from cxrl.rl.trainer import Trainer
     from cxrl.storage.layout import CONFIG
 
-    reporter = TerminalReporter(options.config.train.num_epochs)
+    progress = TerminalProgress(options.config.train.num_epochs)
     try:
         trainer = Trainer(
             options.config,
             options.run_dir,
             resume=options.resume,
             overwrite=options.overwrite,
-            reporter=reporter,
+            progress=progress,
         )
         try:
             summary = trainer.run()
@@ -40,8 +40,8 @@ def _train(argv: Sequence[str]) -> None:
             stop.args = (f"go on with: {shlex.join(words)}",)
             raise
     finally:
-        reporter.close()
-    reporter.message(f"{summary_table(summary)}\n{options.run_dir}/samples shows anchor above policy")
+        progress.close()
+    progress.message(f"{summary_table(summary)}\n{options.run_dir}/samples shows anchor above policy")
 
 
 if __name__ == "__main__":

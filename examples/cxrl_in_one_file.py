@@ -156,7 +156,7 @@ def anchor_rewards(policy, rewards, batch, x_T, bank, epoch):
             alone = PromptBatch.repeat([prompt], BANK_SIZE)
             latents, _ = sample(policy, policy.encode(alone.texts), noise, anchor=True)
             bank[prompt.prompt_id] = score_images(policy, rewards, latents, alone)
-    return torch.stack([bank[prompt.prompt_id] for prompt in batch.prompts])[batch.group]
+    return torch.stack([bank[prompt.prompt_id] for prompt in batch.prompts])[batch.prompt_of]
 
 
 # --- 4. Comparison: from rewards to one score a sample. Every reward counts in standard deviations.

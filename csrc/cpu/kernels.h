@@ -17,7 +17,7 @@ struct StepRow {
 // are [P, K], `inverse` being 1 / (std) or, for Bradley-Terry, 1 / (temperature * std).
 struct ComparisonArgs {
   const float* rewards;
-  const int64_t* prompt;
+  const int64_t* prompt_of;
   const float* weights;
   const float* bank;
   const float* mean;

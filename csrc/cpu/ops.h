@@ -21,14 +21,14 @@ void denoise_step_cpu(Operand cond, Operand uncond, float guidance, Operand x_t,
 
 // Dense float32 [N, K], [P, M, K], [N], [K], [K] or null. Throws std::invalid_argument on a bad value. slope
 // is [N, K], what the backward needs.
-void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt,
+void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt_of,
                              const float* weights, const float* min_std, Form form, float temperature,
                              ComparisonShape shape, float* score, float* win_rate, float* slope);
 void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stride, const float* weights,
                                       const float* slope, int64_t num_samples, int64_t num_rewards,
                                       float* grad_rewards);
-void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
-                        float* win_rate);
+void group_win_rate_cpu(const float* rewards, const int64_t* prompt_of, int64_t num_samples,
+                        int64_t num_rewards, float* win_rate);
 
 // What the forward leaves for the backward: the log of the softmax denominators [B, H, N], or, where `row` is
 // not 0, the probabilities themselves, [B, H, N, row], with room for the keys in whole vectors.

@@ -73,7 +73,7 @@ Bank prepare_bank(const float* anchors, const float* min_std, Form form, float t
 
 }  // namespace
 
-void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt,
+void pairwise_comparison_cpu(const float* rewards, const float* anchors, const int64_t* prompt_of,
                              const float* weights, const float* min_std, Form form, float temperature,
                              ComparisonShape s, float* score, float* win_rate, float* slope) {
   const char* op = "pairwise_comparison";
@@ -85,14 +85,15 @@ void pairwise_comparison_cpu(const float* rewards, const float* anchors, const i
            "finite values");
   }
   for (int64_t n = 0; n < s.num_samples; ++n) {
-    if (prompt[n] < 0 || prompt[n] >= s.num_prompts)
-      refuse(op, "prompt", {n}, static_cast<double>(prompt[n]), "0 to " + std::to_string(s.num_prompts - 1));
+    if (prompt_of[n] < 0 || prompt_of[n] >= s.num_prompts)
+      refuse(op, "prompt_of", {n}, static_cast<double>(prompt_of[n]),
+             "0 to " + std::to_string(s.num_prompts - 1));
   }
   for (int64_t k = 0; min_std && k < s.num_rewards; ++k) {
     if (!(min_std[k] > 0.0f)) refuse(op, "min_std", {k}, min_std[k], "a positive value");
   }
   const Bank bank = prepare_bank(anchors, min_std, form, temperature, s);
-  const ComparisonArgs args = {rewards,          prompt,
+  const ComparisonArgs args = {rewards,          prompt_of,
                                weights,          bank.values.data(),
                                bank.mean.data(), bank.inverse.data(),
                                s.num_rewards,    s.num_anchors,
@@ -122,15 +123,16 @@ void pairwise_comparison_backward_cpu(const float* grad_score, int64_t grad_stri
   }
 }
 
-void group_win_rate_cpu(const float* rewards, const int64_t* prompt, int64_t num_samples, int64_t num_rewards,
-                        float* win_rate) {
+void group_win_rate_cpu(const float* rewards, const int64_t* prompt_of, int64_t num_samples,
+                        int64_t num_rewards, float* win_rate) {
   check_rewards("group_win_rate", rewards, num_samples, num_rewards);
   std::vector<int64_t> order(static_cast<size_t>(num_samples));
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return prompt[a] < prompt[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return prompt_of[a] < prompt_of[b]; });
   std::vector<int64_t> starts;
   for (int64_t i = 0; i < num_samples; ++i) {
-    if (i == 0 || prompt[order[static_cast<size_t>(i)]] != prompt[order[static_cast<size_t>(i - 1)]])
+    if (i == 0 || prompt_of[order[static_cast<size_t>(i)]] != prompt_of[order[static_cast<size_t>(i - 1)]])
       starts.push_back(i);
   }
   starts.push_back(num_samples);

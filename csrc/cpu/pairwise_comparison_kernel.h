@@ -12,7 +12,7 @@ void compare_impl(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, flo
                   int64_t* halves) {
   const float inverse_m = 1.0f / static_cast<float>(a.num_anchors);
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t first = a.prompt[n] * a.num_rewards;
+    const int64_t first = a.prompt_of[n] * a.num_rewards;
     float total = 0.0f;
     for (int64_t k = 0; k < a.num_rewards; ++k) {
       const float r = a.rewards[n * a.num_rewards + k];

@@ -32,14 +32,14 @@ void denoise_step_cuda(CudaCall call, Operand cond, Operand uncond, float guidan
 
 // As the CPU's, with num_rewards + 1 counters that are zero before and after.
 void pairwise_comparison_cuda(CudaCall call, const float* rewards, const float* anchors,
-                              const int64_t* prompt, const float* weights, const float* min_std, Form form,
+                              const int64_t* prompt_of, const float* weights, const float* min_std, Form form,
                               float temperature, ComparisonShape shape, unsigned long long* counters,
                               float* score, float* win_rate, float* slope);
 void pairwise_comparison_backward_cuda(CudaCall call, const float* grad_score, int64_t grad_stride,
                                        const float* weights, const float* slope, int64_t num_samples,
                                        int64_t num_rewards, float* grad_rewards);
-// `prompt` ascending, `rewards` in the same order; row i of the result goes to row order[i].
-void group_win_rate_cuda(CudaCall call, const float* rewards, const int64_t* prompt, const int64_t* order,
+// `prompt_of` ascending, `rewards` in the same order; row i of the result goes to row order[i].
+void group_win_rate_cuda(CudaCall call, const float* rewards, const int64_t* prompt_of, const int64_t* order,
                          int64_t num_samples, int64_t num_rewards, float* win_rate);
 
 // log_sum_exp and delta: float32 [B, H, N]. parts: float32 [B, attention_splits, H, keys + extra_keys, 2,

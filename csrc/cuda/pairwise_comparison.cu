@@ -6,7 +6,7 @@
 namespace cxrl {
 
 void pairwise_comparison_cuda(CudaCall call, const float* rewards, const float* anchors,
-                              const int64_t* prompt, const float* weights, const float* min_std, Form form,
+                              const int64_t* prompt_of, const float* weights, const float* min_std, Form form,
                               float temperature, ComparisonShape shape, unsigned long long* counters,
                               float* score, float* win_rate, float* slope) {
   const char* what = "pairwise_comparison";
@@ -14,8 +14,8 @@ void pairwise_comparison_cuda(CudaCall call, const float* rewards, const float* 
   while (lanes < kWarp && lanes < shape.num_rewards) lanes *= 2;
   const int64_t samples = kComparisonThreads / lanes, blocks = (shape.num_samples + samples - 1) / samples;
   const dim3 grid = grid_of(what, blocks > 0 ? blocks : 1);
-  const ComparisonArguments a = {rewards,     anchors, prompt,   weights, min_std,  shape,
-                                 temperature, lanes,   counters, score,   win_rate, slope};
+  const ComparisonArguments a = {rewards,     anchors, prompt_of, weights, min_std,  shape,
+                                 temperature, lanes,   counters,  score,   win_rate, slope};
   use_device(call.device);
   switch (form) {
     case Form::kDifference:
@@ -45,14 +45,14 @@ void pairwise_comparison_backward_cuda(CudaCall call, const float* grad_score, i
          num_rewards, grad_rewards);
 }
 
-void group_win_rate_cuda(CudaCall call, const float* rewards, const int64_t* prompt, const int64_t* order,
+void group_win_rate_cuda(CudaCall call, const float* rewards, const int64_t* prompt_of, const int64_t* order,
                          int64_t num_samples, int64_t num_rewards, float* win_rate) {
   const int64_t elements = num_samples * num_rewards;
   if (elements == 0) return;
   use_device(call.device);
   launch("group_win_rate", group_win_rate_kernel,
          grid_of("group_win_rate", (elements + kComparisonThreads - 1) / kComparisonThreads),
-         kComparisonThreads, 0, call.stream, rewards, prompt, order, num_samples, num_rewards, win_rate);
+         kComparisonThreads, 0, call.stream, rewards, prompt_of, order, num_samples, num_rewards, win_rate);
 }
 
 }  // namespace cxrl

@@ -12,7 +12,7 @@ constexpr float kDefaultMinStd = 1e-6f;
 struct ComparisonArguments {
   const float* rewards;
   const float* anchors;
-  const int64_t* prompt;
+  const int64_t* prompt_of;
   const float* weights;
   const float* min_std;
   ComparisonShape shape;
@@ -51,7 +51,7 @@ struct Compared {
 
 template <Form kForm>
 __device__ __forceinline__ Compared compare_with_bank(const ComparisonArguments& a, int64_t n, int64_t k) {
-  const int64_t num_rewards = a.shape.num_rewards, num_anchors = a.shape.num_anchors, p = a.prompt[n];
+  const int64_t num_rewards = a.shape.num_rewards, num_anchors = a.shape.num_anchors, p = a.prompt_of[n];
   // Nobody has looked at the index: a wrong one must not be followed.
   if (p < 0 || p >= a.shape.num_prompts) return {not_a_number(), not_a_number(), 0};
   const float* bank = a.anchors + p * num_anchors * num_rewards + k;
@@ -149,13 +149,13 @@ __device__ __forceinline__ int64_t bound(const int64_t* values, int64_t count, i
 }
 
 static __global__ void __launch_bounds__(kComparisonThreads)
-    group_win_rate_kernel(const float* rewards, const int64_t* prompt, const int64_t* order,
+    group_win_rate_kernel(const float* rewards, const int64_t* prompt_of, const int64_t* order,
                           int64_t num_samples, int64_t num_rewards, float* win_rate) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kComparisonThreads + threadIdx.x;
   if (i >= num_samples * num_rewards) return;
   const int64_t n = i / num_rewards, k = i % num_rewards;
-  const int64_t begin = bound<false>(prompt, num_samples, prompt[n]),
-                end = bound<true>(prompt, num_samples, prompt[n]);
+  const int64_t begin = bound<false>(prompt_of, num_samples, prompt_of[n]),
+                end = bound<true>(prompt_of, num_samples, prompt_of[n]);
   const float own = rewards[i];
   int64_t halves = 0;
   for (int64_t j = begin; j < end; ++j) {

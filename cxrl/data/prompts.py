@@ -62,17 +62,21 @@ class PromptBatch:
 
     Attributes:
         prompts: The P distinct prompts.
-        group: int64 [N], sample n belongs to ``prompts[group[n]]``.
+        prompt_of: int64 [N], sample n belongs to ``prompts[prompt_of[n]]``.
     """
 
     prompts: tuple[ReportPrompt, ...]
-    group: Tensor
+    prompt_of: Tensor
 
     def __post_init__(self) -> None:
-        if self.group.dtype != torch.int64 or self.group.ndim != 1:
-            raise ValueError(f"group must be int64 [N], got {self.group.dtype} {tuple(self.group.shape)}")
-        if self.group.numel() and not 0 <= int(self.group.min()) <= int(self.group.max()) < len(self.prompts):
-            raise ValueError(f"group points outside the {len(self.prompts)} prompts of the batch")
+        if self.prompt_of.dtype != torch.int64 or self.prompt_of.ndim != 1:
+            raise ValueError(
+                f"prompt_of must be int64 [N], got {self.prompt_of.dtype} {tuple(self.prompt_of.shape)}"
+            )
+        if self.prompt_of.numel() and not 0 <= int(self.prompt_of.min()) <= int(self.prompt_of.max()) < len(
+            self.prompts
+        ):
+            raise ValueError(f"prompt_of points outside the {len(self.prompts)} prompts of the batch")
 
     @classmethod
     def repeat(cls, prompts: Sequence[ReportPrompt], samples_per_prompt: int) -> PromptBatch:
@@ -80,23 +84,23 @@ class PromptBatch:
         return cls(tuple(prompts), torch.arange(len(prompts)).repeat_interleave(samples_per_prompt))
 
     def __len__(self) -> int:
-        return self.group.numel()
+        return self.prompt_of.numel()
 
     def slice(self, start: int, stop: int) -> PromptBatch:
         """Samples ``start:stop`` with the same distinct prompts."""
-        return PromptBatch(self.prompts, self.group[start:stop])
+        return PromptBatch(self.prompts, self.prompt_of[start:stop])
 
     @property
     def texts(self) -> list[str]:
         """The report of every sample, N strings."""
-        return [self.prompts[i].text for i in self.group.tolist()]
+        return [self.prompts[i].text for i in self.prompt_of.tolist()]
 
     @property
     def labels(self) -> Tensor:
         """float32 [N, F]: the labels of every sample in the data set's order, nan where unknown."""
-        return torch.tensor([p.labels for p in self.prompts], dtype=torch.float32)[self.group]
+        return torch.tensor([p.labels for p in self.prompts], dtype=torch.float32)[self.prompt_of]
 
     def labels_of(self, findings: Sequence[str]) -> Tensor:
         """float32 [N, F]: the labels of these findings, nan where unknown; see :class:`ReportPrompt`."""
         rows = [p.labels_of(findings) for p in self.prompts]
-        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(findings))[self.group]
+        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(findings))[self.prompt_of]

@@ -160,11 +160,11 @@ def evaluate_images(
     probability = _judged(judges, "diagnosis", judges.classify, images)
     labels = batch.labels_of(judges.findings)
     features, reference = _judged(judges, "diagnosis", judges.features, images), judges.reference
-    aligned = alignment(embeds, texts[batch.group].cpu()).double()
-    distance, similar = within_prompt(images, batch.group, num_prompts)
+    aligned = alignment(embeds, texts[batch.prompt_of].cpu()).double()
+    distance, similar = within_prompt(images, batch.prompt_of, num_prompts)
 
     def scores(counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        weights = counts[:, batch.group]
+        weights = counts[:, batch.prompt_of]
         each = weighted_auroc(probability, labels, weights)
         total = weights.sum(1)
         values = {

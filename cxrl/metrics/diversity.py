@@ -82,36 +82,36 @@ def _blur(images: Tensor) -> Tensor:
     return flat.reshape(*images.shape[:2], *flat.shape[2:])
 
 
-def prompt_pairs(group: Tensor) -> tuple[Tensor, Tensor]:
+def prompt_pairs(prompt_of: Tensor) -> tuple[Tensor, Tensor]:
     """All unordered pairs of samples of the same prompt: two int64 [Q] index tensors."""
-    first, second = torch.triu_indices(group.numel(), group.numel(), offset=1)
-    same = group[first] == group[second]
+    first, second = torch.triu_indices(prompt_of.numel(), prompt_of.numel(), offset=1)
+    same = prompt_of[first] == prompt_of[second]
     return first[same], second[same]
 
 
-def within_prompt(images: Tensor, group: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
+def within_prompt(images: Tensor, prompt_of: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
     """Mean pairwise distance and MS-SSIM of the images of each prompt.
 
     Args:
         images: float32 [N, 1, H, W] in [0, 1].
-        group: int64 [N], the prompt of every image.
+        prompt_of: int64 [N], the prompt of every image.
         num_prompts: P.
 
     Returns:
         Two float64 [P]: root-mean-square pixel distance (higher is more diverse) and MS-SSIM (lower is more
         diverse); nan for a prompt with fewer than two images.
     """
-    first, second = prompt_pairs(group.cpu())
-    pair_group = group.cpu()[first]
+    first, second = prompt_pairs(prompt_of.cpu())
+    pair_prompt = prompt_of.cpu()[first]
     rms, similar = [], []
     for a, b in zip(first.split(_CHUNK), second.split(_CHUNK), strict=True):
         x, y = images[a.to(images.device)], images[b.to(images.device)]
         rms.append((x - y).square().mean((1, 2, 3)).sqrt().cpu())
         similar.append(ms_ssim(x, y).cpu())
-    count = torch.bincount(pair_group, minlength=num_prompts).double()
+    count = torch.bincount(pair_prompt, minlength=num_prompts).double()
     totals = [
         torch.zeros(num_prompts, dtype=torch.float64).index_add_(
-            0, pair_group, torch.cat(v or [count[:0]]).double()
+            0, pair_prompt, torch.cat(v or [count[:0]]).double()
         )
         for v in (rms, similar)
     ]

@@ -158,7 +158,7 @@ def denoise_step(
 def pairwise_comparison(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     min_std: Tensor | None,
@@ -166,13 +166,13 @@ def pairwise_comparison(
     out: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     # Named again, so that dense copies live until the call returns.
-    rewards, anchors, prompt, weights = (t.contiguous() for t in (rewards, anchors, prompt, weights))
+    rewards, anchors, prompt_of, weights = (t.contiguous() for t in (rewards, anchors, prompt_of, weights))
     min_std = None if min_std is None else min_std.contiguous()
     score, win_rate, slope = out
     _C.pairwise_comparison(
         rewards.data_ptr(),
         anchors.data_ptr(),
-        prompt.data_ptr(),
+        prompt_of.data_ptr(),
         weights.data_ptr(),
         0 if min_std is None else min_std.data_ptr(),
         _FORM_CODES[form],
@@ -197,9 +197,9 @@ def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Ten
     )
 
 
-def group_win_rate(rewards: Tensor, prompt: Tensor, out: Tensor) -> None:
-    rewards, prompt = rewards.contiguous(), prompt.contiguous()
-    _C.group_win_rate(rewards.data_ptr(), prompt.data_ptr(), *rewards.shape, out.data_ptr())
+def group_win_rate(rewards: Tensor, prompt_of: Tensor, out: Tensor) -> None:
+    rewards, prompt_of = rewards.contiguous(), prompt_of.contiguous()
+    _C.group_win_rate(rewards.data_ptr(), prompt_of.data_ptr(), *rewards.shape, out.data_ptr())
 
 
 def _attention_view(t: Tensor | None) -> tuple[int, ...] | None:

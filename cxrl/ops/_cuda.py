@@ -191,7 +191,7 @@ def denoise_step(
 def pairwise_comparison(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     min_std: Tensor | None,
@@ -199,7 +199,7 @@ def pairwise_comparison(
     out: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     # Named again, so that dense copies live until the launch.
-    rewards, anchors, prompt, weights = (t.contiguous() for t in (rewards, anchors, prompt, weights))
+    rewards, anchors, prompt_of, weights = (t.contiguous() for t in (rewards, anchors, prompt_of, weights))
     min_std = None if min_std is None else min_std.contiguous()
     with _on(rewards):
         call = _call(rewards)
@@ -207,7 +207,7 @@ def pairwise_comparison(
             *call,
             rewards.data_ptr(),
             anchors.data_ptr(),
-            prompt.data_ptr(),
+            prompt_of.data_ptr(),
             weights.data_ptr(),
             0 if min_std is None else min_std.data_ptr(),
             _FORM_CODES[form],
@@ -233,9 +233,9 @@ def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Ten
         )
 
 
-def group_win_rate(rewards: Tensor, prompt: Tensor, out: Tensor) -> None:
+def group_win_rate(rewards: Tensor, prompt_of: Tensor, out: Tensor) -> None:
     with _on(rewards):
-        groups, order = prompt.sort(stable=True)
+        groups, order = prompt_of.sort(stable=True)
         rewards = rewards[order]
         _cpp._C.cuda.group_win_rate(
             *_call(rewards),

@@ -1,7 +1,7 @@
 """Comparison of every sample's rewards with the anchor bank of its prompt.
 
-With r = rewards[n, k], the bank a_m = anchors[prompt[n], m, k], its mean ā, its population standard deviation
-std and s = max(std, min_std[k]):
+With r = rewards[n, k], the bank a_m = anchors[prompt_of[n], m, k], its mean ā, its population standard
+deviation std and s = max(std, min_std[k]):
 
     difference     score[n] = Σ_k w_k (r − ā) / s
     win            score[n] = Σ_k w_k share_k          share_k = mean_m [r > a_m] + ½ [r = a_m]
@@ -35,23 +35,23 @@ def _share_beaten(rewards: Tensor, bank: Tensor) -> Tensor:
 def pairwise_comparison_reference(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     min_std: Tensor | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The formulas in plain PyTorch: what every backend is tested and timed against. Checks nothing."""
-    bank = anchors[prompt]
+    bank = anchors[prompt_of]
     share = _share_beaten(rewards, bank)
     if form in ("difference", "bradley_terry"):
         std = anchors.std(1, correction=0)
         std = std.clamp_min(DEFAULT_MIN_STD) if min_std is None else torch.maximum(std, min_std)
         if form == "difference":
-            value = (rewards - anchors.mean(1)[prompt]) / std[prompt]
+            value = (rewards - anchors.mean(1)[prompt_of]) / std[prompt_of]
         else:
             value = torch.sigmoid(
-                (rewards.unsqueeze(1) - bank) / (temperature * std[prompt].unsqueeze(1))
+                (rewards.unsqueeze(1) - bank) / (temperature * std[prompt_of].unsqueeze(1))
             ).mean(1)
     else:
         value = share if form == "win" else rewards
@@ -59,11 +59,11 @@ def pairwise_comparison_reference(
     return value @ weights, win_rate
 
 
-def group_win_rate_reference(rewards: Tensor, prompt: Tensor) -> Tensor:
+def group_win_rate_reference(rewards: Tensor, prompt_of: Tensor) -> Tensor:
     """All pairs within a prompt in plain PyTorch. Checks nothing."""
     result = torch.full_like(rewards, 0.5)
-    for value in prompt.unique():
-        members = (prompt == value).nonzero().squeeze(1)
+    for value in prompt_of.unique():
+        members = (prompt_of == value).nonzero().squeeze(1)
         if len(members) > 1:
             own = rewards[members]
             # The sample itself is among those compared with and ties: take its half away again.
@@ -75,7 +75,7 @@ def group_win_rate_reference(rewards: Tensor, prompt: Tensor) -> Tensor:
 def pairwise_comparison(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     *,
@@ -88,7 +88,7 @@ def pairwise_comparison(
     Args:
         rewards: float32 [N, K], finite; N may be 0.
         anchors: float32 [P, M, K], finite, M >= 1.
-        prompt: int64 [N], the row of ``anchors`` that sample n is compared with.
+        prompt_of: int64 [N], the row of ``anchors`` that sample n is compared with.
         weights: float32 [K], of the rewards in the score.
         form: One of :data:`FORMS`.
         min_std: float32 [K], floor of the bank's standard deviation in each reward's own unit, > 0. None
@@ -102,7 +102,7 @@ def pairwise_comparison(
     Raises:
         ValueError: A shape, dtype, device, form or (on the CPU) value does not fit; the backend cannot run.
     """
-    check_comparison(rewards, anchors, prompt, weights, form, min_std, temperature)
+    check_comparison(rewards, anchors, prompt_of, weights, form, min_std, temperature)
     needs: tuple[str, ...] = ("float64",) if rewards.dtype == torch.float64 else ()
     if _compiled.wants_grad(anchors, weights, min_std):
         needs += ("gradients of anchors, weights or min_std",)
@@ -110,19 +110,19 @@ def pairwise_comparison(
     if chosen != "reference":
         if form == "win":
             rewards = rewards.detach()  # a share beaten has no gradient
-        args = (rewards, anchors, prompt, weights, form, min_std, temperature, chosen)
+        args = (rewards, anchors, prompt_of, weights, form, min_std, temperature, chosen)
         score, win_rate, _ = _comparison_op(*args)
         return score, win_rate.detach()
-    _check_values(rewards, anchors, prompt, min_std)
-    return pairwise_comparison_reference(rewards, anchors, prompt, weights, form, min_std, temperature)
+    _check_values(rewards, anchors, prompt_of, min_std)
+    return pairwise_comparison_reference(rewards, anchors, prompt_of, weights, form, min_std, temperature)
 
 
-def group_win_rate(rewards: Tensor, prompt: Tensor, *, backend: str | None = None) -> Tensor:
+def group_win_rate(rewards: Tensor, prompt_of: Tensor, *, backend: str | None = None) -> Tensor:
     """Share of the *other* samples of its prompt that every sample beats, ties half. Not differentiable.
 
     Args:
         rewards: float32 [N, K], finite; N may be 0.
-        prompt: int64 [N], any non-negative numbers; equal numbers are one group.
+        prompt_of: int64 [N], any non-negative numbers; equal numbers are one group.
         backend: See :data:`cxrl.ops.BACKENDS`; None means ``CXRL_BACKEND`` or ``auto``.
 
     Returns:
@@ -131,31 +131,30 @@ def group_win_rate(rewards: Tensor, prompt: Tensor, *, backend: str | None = Non
     Raises:
         ValueError: A shape, dtype, device or (on the CPU) value does not fit; the backend cannot run.
     """
-    _check_rewards("group_win_rate", rewards, prompt)
+    _check_rewards("group_win_rate", rewards, prompt_of)
     needs = ("float64",) if rewards.dtype == torch.float64 else ()
     with torch.no_grad():
         chosen = _dispatch.select("group_win_rate", backend, rewards.device.type, needs)
         if chosen != "reference":
-            return _group_op(rewards, prompt, chosen)
+            return _group_op(rewards, prompt_of, chosen)
         _check_finite("group_win_rate", "rewards", rewards)
-        return group_win_rate_reference(rewards, prompt)
+        return group_win_rate_reference(rewards, prompt_of)
 
 
-def _check_rewards(op: str, rewards: Tensor, prompt: Tensor) -> None:
+def _check_rewards(op: str, rewards: Tensor, prompt_of: Tensor) -> None:
     if rewards.ndim != 2 or rewards.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: rewards must be float32 [N, K], got {rewards.dtype} {tuple(rewards.shape)}")
-    if prompt.dtype != torch.int64 or prompt.shape != rewards.shape[:1]:
-        raise ValueError(
-            f"{op}: prompt must be int64 [{rewards.shape[0]}], got {prompt.dtype} {tuple(prompt.shape)}"
-        )
-    if prompt.device != rewards.device:
-        raise ValueError(f"{op}: prompt is on {prompt.device}, rewards on {rewards.device}")
+    if prompt_of.dtype != torch.int64 or prompt_of.shape != rewards.shape[:1]:
+        got = f"{prompt_of.dtype} {tuple(prompt_of.shape)}"
+        raise ValueError(f"{op}: prompt_of must be int64 [{rewards.shape[0]}], got {got}")
+    if prompt_of.device != rewards.device:
+        raise ValueError(f"{op}: prompt_of is on {prompt_of.device}, rewards on {rewards.device}")
 
 
 def check_comparison(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     min_std: Tensor | None,
@@ -163,7 +162,7 @@ def check_comparison(
 ) -> None:
     """Refuse arguments whose shape, dtype, device or form does not fit, naming the one that is wrong."""
     op = "pairwise_comparison"
-    _check_rewards(op, rewards, prompt)
+    _check_rewards(op, rewards, prompt_of)
     num_rewards = rewards.shape[1]
     if anchors.ndim != 3 or anchors.shape[2] != num_rewards or anchors.shape[1] < 1:
         raise ValueError(f"{op}: anchors must be [P, M >= 1, {num_rewards}], got {tuple(anchors.shape)}")
@@ -191,15 +190,15 @@ def _check_finite(op: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{op}: {name}{index} = {float(tensor[tuple(index)])}, expected finite values")
 
 
-def _check_values(rewards: Tensor, anchors: Tensor, prompt: Tensor, min_std: Tensor | None) -> None:
+def _check_values(rewards: Tensor, anchors: Tensor, prompt_of: Tensor, min_std: Tensor | None) -> None:
     if rewards.device.type != "cpu" or torch.compiler.is_compiling():
         return
     op = "pairwise_comparison"
     _check_finite(op, "rewards", rewards)
     _check_finite(op, "anchors", anchors)
-    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < len(anchors):
-        bad = int(((prompt < 0) | (prompt >= len(anchors))).nonzero()[0])
-        raise ValueError(f"{op}: prompt[{bad}] = {int(prompt[bad])}, expected 0 to {len(anchors) - 1}")
+    if prompt_of.numel() and not 0 <= int(prompt_of.min()) <= int(prompt_of.max()) < len(anchors):
+        bad = int(((prompt_of < 0) | (prompt_of >= len(anchors))).nonzero()[0])
+        raise ValueError(f"{op}: prompt_of[{bad}] = {int(prompt_of[bad])}, expected 0 to {len(anchors) - 1}")
     if min_std is not None and not bool((min_std > 0).all()):
         raise ValueError(f"{op}: min_std must be positive, got {min_std.tolist()}")
 
@@ -207,7 +206,7 @@ def _check_values(rewards: Tensor, anchors: Tensor, prompt: Tensor, min_std: Ten
 def _allocate_comparison(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     min_std: Tensor | None,
@@ -236,8 +235,8 @@ def _check_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tenso
     _compiled.check_tensor(op, "weights", weights, shape[1:], dtype, device)
 
 
-def _check_group(rewards: Tensor, prompt: Tensor, backend: str) -> None:
-    _check_rewards("group_win_rate", rewards, prompt)
+def _check_group(rewards: Tensor, prompt_of: Tensor, backend: str) -> None:
+    _check_rewards("group_win_rate", rewards, prompt_of)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -253,7 +252,7 @@ def _backward(
 
 
 _ARGUMENTS = (
-    "Tensor rewards, Tensor anchors, Tensor prompt, Tensor weights, str form, Tensor? min_std, "
+    "Tensor rewards, Tensor anchors, Tensor prompt_of, Tensor weights, str form, Tensor? min_std, "
     "float temperature, str backend"
 )
 _comparison_op = _compiled.CompiledOp(
@@ -272,7 +271,7 @@ _comparison_op = _compiled.CompiledOp(
 )
 _group_op = _compiled.CompiledOp(
     "group_win_rate",
-    "(Tensor rewards, Tensor prompt, str backend) -> Tensor",
-    lambda rewards, prompt, backend: _compiled.empty_dense_like(rewards),
+    "(Tensor rewards, Tensor prompt_of, str backend) -> Tensor",
+    lambda rewards, prompt_of, backend: _compiled.empty_dense_like(rewards),
     _check_group,
 )

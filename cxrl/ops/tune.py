@@ -84,12 +84,12 @@ def trajectory_log_prob_case(device: str) -> Case:
 def pairwise_comparison_cases(device: str) -> Iterator[Case]:
     """Every form, forward."""
     rewards, anchors = torch.randn(1024, 3, device=device), torch.randn(64, 8, 3, device=device)
-    prompt = torch.arange(1024, device=device) % 64
+    prompt_of = torch.arange(1024, device=device) % 64
     weights, min_std = torch.ones(3, device=device), torch.full((3,), 0.1, device=device)
     for form in FORMS:
 
         def run(backend: str, form: str = form) -> None:
-            pairwise_comparison(rewards, anchors, prompt, weights, form, min_std=min_std, backend=backend)
+            pairwise_comparison(rewards, anchors, prompt_of, weights, form, min_std=min_std, backend=backend)
 
         yield "pairwise_comparison", form, run
 

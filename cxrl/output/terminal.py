@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from cxrl.evaluation.summary import KEYS, LOWER_IS_BETTER
-from cxrl.rl.progress import Reporter
+from cxrl.rl.progress import Progress
 
 _UP, _CLEAR_BELOW = "\x1b[{}A", "\x1b[J"
 
 
-class TerminalReporter(Reporter):
+class TerminalProgress(Progress):
     """Shows progress. On a terminal the last epoch is redrawn in place, messages scroll above it.
 
     Of several processes only the first speaks.

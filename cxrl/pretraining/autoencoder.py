@@ -53,7 +53,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def fit_autoencoder(
-    films: Films, *, num_steps: int, seed: int, work_dir: Path, report: Callable[[str], None] = print
+    films: Films, *, num_steps: int, seed: int, work_dir: Path, tell: Callable[[str], None] = print
 ) -> Any:
     """Trains on ``films`` and sets ``scaling_factor`` so that latents have unit standard deviation."""
     torch.manual_seed(seed)
@@ -72,7 +72,7 @@ def fit_autoencoder(
         return reconstruction_loss(output, images) + KL_WEIGHT * posterior.kl().mean()
 
     options = FitOptions(num_steps, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
-    fit("autoencoder", model, loss_at, options, seed=seed, work_dir=work_dir, report=report)
+    fit("autoencoder", model, loss_at, options, seed=seed, work_dir=work_dir, tell=tell)
     latents = encode(model, films.images[:1024])
     model.register_to_config(scaling_factor=float(1.0 / latents.std()))
     return model
@@ -127,7 +127,7 @@ def fit_decoder(
     num_steps: int,
     seed: int,
     work_dir: Path,
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> None:
     """Trains the decoder on, the encoder and so the latents fixed: the base model can train beside it.
 
@@ -157,7 +157,7 @@ def fit_decoder(
 
     both = nn.ModuleDict({"autoencoder": model, "discriminator": discriminator})
     options = FitOptions(num_steps, learning_rate=1e-3, weight_decay=0.0, ema_decay=0.998)
-    fit("decoder", both, loss_at, options, seed=seed, work_dir=work_dir, report=report)
+    fit("decoder", both, loss_at, options, seed=seed, work_dir=work_dir, tell=tell)
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def fit_base(
     seed: int,
     work_dir: Path,
     data: str = "",
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> None:
     """Trains ``unet`` in place on scaled latents [N, C, h, w] and their reports; the text encoder is frozen.
 
@@ -107,7 +107,7 @@ def fit_base(
         prompt = embeds[torch.where(dropped, 0, index + 1)].float()
         return denoising_loss(unet, prompt, latents[index], scheduler, generator)
 
-    fit("base", unet, loss_at, options, seed=seed, work_dir=work_dir, data=data, report=report)
+    fit("base", unet, loss_at, options, seed=seed, work_dir=work_dir, data=data, tell=tell)
 
 
 def save_pipeline(

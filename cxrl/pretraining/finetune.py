@@ -59,7 +59,7 @@ def finetune(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> None:
     """Trains the UNet of ``base_path`` on ``table`` and writes a pipeline folder to ``out``; resumes from
     ``work_dir``.
@@ -76,7 +76,7 @@ def finetune(
             raise CxrlError(
                 f"{table}: a text has {count} tokens, the text encoder reads {base.max_tokens}: {text[:60]!r}"
             )
-    report(f"encoding {len(rows)} images")
+    tell(f"encoding {len(rows)} images")
     latents = _latents(base, [path for path, _ in rows])
     base.unet.requires_grad_(True)
     fit_base(
@@ -91,7 +91,7 @@ def finetune(
         seed=seed,
         work_dir=work_dir,
         data=hashlib.sha256(table.read_bytes() + json.dumps(base.fingerprint()).encode()).hexdigest(),
-        report=report,
+        tell=tell,
     )
     save_pipeline(
         out,
@@ -101,7 +101,7 @@ def finetune(
         unet=base.unet,
         scheduler=DDIMScheduler.from_config(base.scheduler_config),
     )
-    report(f"{out}: a pipeline fine-tuned for {num_steps} steps on {len(rows)} images")
+    tell(f"{out}: a pipeline fine-tuned for {num_steps} steps on {len(rows)} images")
 
 
 @torch.no_grad()

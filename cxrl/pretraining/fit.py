@@ -61,7 +61,7 @@ def fit(
     seed: int,
     work_dir: Path,
     data: str = "",
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> nn.Module:
     """Trains ``module`` in place and leaves its moving average in it.
 
@@ -97,7 +97,7 @@ def fit(
             f"{path} has {start} steps, {options.num_steps} are asked for; delete it to start the stage again"
         )
     if start:
-        report(f"{name}: continues at step {start} of {options.num_steps}")
+        tell(f"{name}: continues at step {start} of {options.num_steps}")
     module.train()
     generator = torch.Generator()
     began = last_save = last_line = time.monotonic()
@@ -125,7 +125,7 @@ def fit(
         if now - last_line > 20 or step + 1 == options.num_steps:
             last_line = now
             left = (now - began) / (step + 1 - start) * (options.num_steps - step - 1)
-            report(f"{name}: step {step + 1}/{options.num_steps}  loss {smooth:.4f}  {left:.0f} s left")
+            tell(f"{name}: step {step + 1}/{options.num_steps}  loss {smooth:.4f}  {left:.0f} s left")
         if now - last_save > options.checkpoint_seconds or step + 1 == options.num_steps:
             last_save = now
             _save(path, step + 1, module, named, average, optimizer, settings)

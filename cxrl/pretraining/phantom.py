@@ -79,34 +79,34 @@ SCORER_SEEDS = {"judges": 300, "rewards": 200}
 
 
 def pretrain_phantom(
-    plan: PhantomPlan, out: Path, work_dir: Path, *, report: Callable[[str], None] = print
+    plan: PhantomPlan, out: Path, work_dir: Path, *, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Trains, saves to ``out`` and returns the quality table (also in ``out/MODEL_CARD.md`` and
     ``out/quality.json``).
     """
     start = time.monotonic()
     work_dir.mkdir(parents=True, exist_ok=True)
-    report(f"rendering {plan.num_base_films} films with wide poses and noisy reports")
+    tell(f"rendering {plan.num_base_films} films with wide poses and noisy reports")
     flawed = corpus(plan.num_base_films, seed=FLAWED_SEED, flawed=True)
-    vae = make_autoencoder(plan, flawed, work_dir, report)
-    make_base(plan, flawed, vae, out / "pipeline", work_dir, report)
+    vae = make_autoencoder(plan, flawed, work_dir, tell)
+    make_base(plan, flawed, vae, out / "pipeline", work_dir, tell)
     del flawed
     for role in SCORER_SEEDS:
-        make_scorers(plan, role, out / role, work_dir, report)
-    report("features of the clean reference films")
+        make_scorers(plan, role, out / role, work_dir, tell)
+    tell("features of the clean reference films")
     save_reference(plan, out / "judges")
-    report(f"quality: {plan.num_quality_images} generated images")
+    tell(f"quality: {plan.num_quality_images} generated images")
     table = quality.measure(out, num_images=plan.num_quality_images, seed=plan.seed)
     write_text(out / "quality.json", json.dumps(table, indent=1) + "\n")
     minutes = (time.monotonic() - start) / 60.0
     write_text(out / "MODEL_CARD.md", quality.model_card(asdict(plan), table))
-    report(f"{out}: done in {minutes:.0f} minutes")
+    tell(f"{out}: done in {minutes:.0f} minutes")
     return table
 
 
-def make_autoencoder(plan: PhantomPlan, films: Films, work_dir: Path, report: Callable[[str], None]) -> Any:
+def make_autoencoder(plan: PhantomPlan, films: Films, work_dir: Path, tell: Callable[[str], None]) -> Any:
     """The trained autoencoder, with its scaling factor: both halves together, then the decoder alone."""
-    options: dict[str, Any] = {"seed": plan.seed, "work_dir": work_dir, "report": report}
+    options: dict[str, Any] = {"seed": plan.seed, "work_dir": work_dir, "tell": tell}
     vae = autoencoder.fit_autoencoder(films, num_steps=plan.autoencoder_steps, **options)
     autoencoder.fit_decoder(vae, films, num_steps=plan.decoder_steps, **options)
     return vae
@@ -118,7 +118,7 @@ def make_base(
     vae: Any,
     folder: Path,
     work_dir: Path,
-    report: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> None:
     """Text encoder and UNet on the films' latents; writes the pipeline folder in half precision."""
     latents = autoencoder.encode(vae, films.images) * vae.config.scaling_factor
@@ -132,7 +132,7 @@ def make_base(
         num_steps=plan.text_encoder_steps,
         seed=plan.seed,
         work_dir=work_dir,
-        report=report,
+        tell=tell,
     )
     unet = base.build_unet(latents.shape[1], latents.shape[-1])
     scheduler = base.build_scheduler()
@@ -147,7 +147,7 @@ def make_base(
         batch_size=plan.base_batch_size,
         seed=plan.seed,
         work_dir=work_dir,
-        report=report,
+        tell=tell,
     )
     base.save_pipeline(
         folder,
@@ -161,12 +161,12 @@ def make_base(
 
 
 def make_scorers(
-    plan: PhantomPlan, role: str, folder: Path, work_dir: Path, report: Callable[[str], None]
+    plan: PhantomPlan, role: str, folder: Path, work_dir: Path, tell: Callable[[str], None]
 ) -> None:
     """The three scorers of a role, on clean films that the other role never sees."""
     seed = SCORER_SEEDS[role]
     split = "all" if role == "judges" else "train"
-    report(f"rendering {plan.num_scorer_films} clean films for the {role}")
+    tell(f"rendering {plan.num_scorer_films} clean films for the {role}")
     films = corpus(plan.num_scorer_films, seed=seed, pose_scale=SCORER_POSE_SCALE, split=split)
     for k, task in enumerate(TASKS):
         scorer = scorers.fit_scorer(
@@ -176,7 +176,7 @@ def make_scorers(
             num_steps=plan.scorer_steps,
             seed=seed + k + plan.seed,
             work_dir=work_dir,
-            report=report,
+            tell=tell,
         )
         save_scorer(scorer, folder / f"{task}.safetensors")
 

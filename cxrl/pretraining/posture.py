@@ -202,7 +202,7 @@ def fit_posture(
     num_steps: int = NUM_STEPS,
     work_dir: Path,
     seed: int = 0,
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> Scorer:
     """A regressor of psi, with validity, trained on the films ``train``; continues from ``work_dir``."""
     model = _Alignment(len(train)).to(memory_format=torch.channels_last)
@@ -224,7 +224,7 @@ def fit_posture(
 
     options = FitOptions(num_steps, learning_rate=3e-3, weight_decay=0.05, ema_decay=0.995)
     digest = hashlib.sha256(films.images[train].numpy().tobytes()).hexdigest()[:16]
-    fit("posture", model, loss_at, options, seed=seed, work_dir=work_dir, data=digest, report=report)
+    fit("posture", model, loss_at, options, seed=seed, work_dir=work_dir, data=digest, tell=tell)
     with torch.no_grad():
         model.scorer.head.bias.sub_(model.own_pose.mean(0))
     return model.scorer
@@ -311,7 +311,7 @@ def pretrain_posture(
     *,
     num_steps: int = NUM_STEPS,
     seed: int = 0,
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains on the films of ``data`` and writes the safetensors file ``out``, a ``posture.safetensors``.
 
@@ -320,16 +320,16 @@ def pretrain_posture(
     """
     films = load_films(data)
     for problem in films.unreadable[:5]:
-        report(f"left out: {problem}")
+        tell(f"left out: {problem}")
     if len(films.unreadable) > 5:
-        report(f"left out: {len(films.unreadable) - 5} more")
+        tell(f"left out: {len(films.unreadable) - 5} more")
     if data.is_dir():
-        report("a folder does not tell views: every image is taken for a frontal film")
+        tell("a folder does not tell views: every image is taken for a frontal film")
     if not films.by_patient:
-        report("no patient is known for some films: each of them counts as a patient of its own in the split")
+        tell("no patient is known for some films: each of them counts as a patient of its own in the split")
     train, held_out = split_by_patient(films.patients)
-    report(f"{len(train)} films to train on, {len(held_out)} of other patients held out")
-    scorer = fit_posture(films, train, num_steps=num_steps, work_dir=work_dir, seed=seed, report=report)
+    tell(f"{len(train)} films to train on, {len(held_out)} of other patients held out")
+    scorer = fit_posture(films, train, num_steps=num_steps, work_dir=work_dir, seed=seed, tell=tell)
     save_scorer(scorer, out)
     return {
         "num_films": len(films),

@@ -88,11 +88,11 @@ def _base(assets: Path, num_images: int, seed: int) -> dict[str, Any]:
     prompts = [prompt for prompt, _ in reports]
     batch = PromptBatch.repeat(prompts, SAMPLES_PER_PROMPT)
     images = sample_images(Policy(base, config.policy), config.sampler, batch, seed=seed, anchor=True)
-    films = films_for([reports[i][1] for i in batch.group.tolist()], seed=FRESH_SEED + 2)
+    films = films_for([reports[i][1] for i in batch.prompt_of.tolist()], seed=FRESH_SEED + 2)
     shown = films.pixels()
     macro, each = macro_auroc(judges.classify(images), batch.labels)
     spread = judges.posture(images).std(0) / torch.from_numpy(POSE_SD)
-    diversity = [float(within_prompt(x, batch.group, len(prompts))[0].mean()) for x in (images, shown)]
+    diversity = [float(within_prompt(x, batch.prompt_of, len(prompts))[0].mean()) for x in (images, shown)]
     clean = corpus(num_images, seed=FRESH_SEED + 3, split="all").pixels()
     assert judges.reference is not None  # the phantom's judges bring it
     return {

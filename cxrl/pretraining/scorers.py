@@ -89,7 +89,7 @@ def fit_scorer(
     num_steps: int,
     seed: int,
     work_dir: Path,
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> Scorer:
     """Trains the scorer of ``task`` ("posture", "diagnosis", "consistency") for ``role`` ("rewards",
     "judges").
@@ -121,5 +121,5 @@ def fit_scorer(
         return loss + _contrastive(scorer, output, [films.texts[i] for i in index.tolist()], same)
 
     options = FitOptions(num_steps, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
-    fit(f"{role}-{task}", scorer, loss_at, options, seed=seed, work_dir=work_dir, report=report)
+    fit(f"{role}-{task}", scorer, loss_at, options, seed=seed, work_dir=work_dir, tell=tell)
     return scorer

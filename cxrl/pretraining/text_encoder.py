@@ -103,7 +103,7 @@ def fit_text_encoder(
     num_steps: int,
     seed: int,
     work_dir: Path,
-    report: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
 ) -> None:
     """Trains ``text_encoder`` in place on ``num_reports`` training reports, and freezes it."""
     reports = list(distinct_reports(num_reports, seed, "train"))
@@ -120,5 +120,5 @@ def fit_text_encoder(
 
     both = nn.ModuleDict({"text_encoder": text_encoder, "head": head})
     options = FitOptions(num_steps, learning_rate=1e-3, ema_decay=0.99)
-    fit("text_encoder", both, loss_at, options, seed=seed, work_dir=work_dir, report=report)
+    fit("text_encoder", both, loss_at, options, seed=seed, work_dir=work_dir, tell=tell)
     text_encoder.requires_grad_(False)

@@ -160,7 +160,7 @@ def score_all(
         bad = (~torch.isfinite(score)).nonzero().flatten()
         if len(bad):
             n = int(bad[0])
-            number = batch.prompts[int(batch.group[n])].prompt_id
+            number = batch.prompts[int(batch.prompt_of[n])].prompt_id
             raise CxrlError(
                 f"reward {name!r} is {float(score[n])} for sample {n} of {len(batch)} (prompt {number}); "
                 "rewards must be finite"

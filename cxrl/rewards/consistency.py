@@ -28,5 +28,5 @@ class ConsistencyReward:
         """Cosine similarity [N], less the probability that the image is no chest film: in [-2, 1]."""
         embeds, validity = self.model.embed_images(images)
         texts = self.model.text_embeds([p.text for p in batch.prompts])
-        texts = texts[batch.group.to(texts.device)]
+        texts = texts[batch.prompt_of.to(texts.device)]
         return (embeds * texts).sum(dim=-1) - (1.0 - validity)

@@ -20,20 +20,20 @@ TIE = 1e-6
 
 
 def advantages(
-    score: Tensor, group: Tensor, *, center: str = "prompt", scale: str = "std", clip: float = 5.0
+    score: Tensor, prompt_of: Tensor, *, center: str = "prompt", scale: str = "std", clip: float = 5.0
 ) -> Advantages:
     """Advantages of a batch.
 
     Args:
         score: float32 [N].
-        group: int64 [N], the prompt of every sample; groups may be of any size.
+        prompt_of: int64 [N], the prompt of every sample; groups may be of any size.
         center: "prompt", "batch" or "none".
         scale: "std" divides by the root mean square of the scope, "none" does not.
         clip: Largest absolute advantage.
     """
     if not score.numel():
         return Advantages(score.clone(), 0, 0.0)
-    scope = group if center == "prompt" else torch.zeros_like(group)
+    scope = prompt_of if center == "prompt" else torch.zeros_like(prompt_of)
     s = score.double()
     centred = s if center == "none" else s - group_mean(s, scope)
     rms = group_mean(centred.square(), scope).sqrt()

@@ -106,14 +106,14 @@ class Anchors:
             score: Rewards [N, K] of all images of a batch, given this process's share of them.
         """
         device = self.engine.device
-        group = batch.group.to(device)
+        prompt_of = batch.prompt_of.to(device)
         if not needs_anchor(self.config):
-            return None, group
+            return None, prompt_of
         if self.config.comparison.anchor == "one_to_one":
             table = self._one_to_one(rollout, batch, epoch, score)
             return table[:, None], torch.arange(len(batch), device=device)
         self._extend(batch.prompts, score)
-        return self.bank.table(batch.prompts), group
+        return self.bank.table(batch.prompts), prompt_of
 
     def _one_to_one(self, rollout: Rollout, batch: PromptBatch, epoch: int, score: Score) -> Tensor:
         """[N, K] of one image a sample, which shares x_T, a part of the state, but not the step noise."""

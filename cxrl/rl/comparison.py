@@ -58,13 +58,13 @@ class RewardUnits:
         return cls(tensors["unit_mean"].to(device), tensors["unit_std"].to(device))
 
 
-def reward_units(rewards: RewardTable, group: Tensor) -> RewardUnits:
+def reward_units(rewards: RewardTable, prompt_of: Tensor) -> RewardUnits:
     """The units of a first rollout: overall mean, and standard deviation pooled within prompts.
 
     With one sample a prompt the overall standard deviation is used; a reward that never varies gets 1.
     """
     values = rewards.values.double()
-    centred = values - group_mean(values, group)
+    centred = values - group_mean(values, prompt_of)
     within = _spread(centred, values)
     overall = _spread(values - values.mean(0), values)
     std = torch.where(within > 0, within, overall)
@@ -116,8 +116,9 @@ def compare(
     """
     values = rewards.values
     w = values.new_tensor(list(weights))
-    alone = config.form == "direct"
-    direct = torch.tensor([alone or name in config.without_anchor for name in rewards.names])
+    direct = torch.tensor(
+        [config.form == "direct" or name in config.without_anchor for name in rewards.names]
+    )
     direct = direct.to(values.device)
     standard = (values - units.mean) / units.std
     score = standard @ (w * direct)
@@ -136,4 +137,4 @@ def compare(
         min_std=floor,
         temperature=config.temperature,
     )
-    return Comparison(score if alone else score + compared, win_rate)
+    return Comparison(score + compared, win_rate)

@@ -92,8 +92,8 @@ class Evaluator:
     def save_grid(self, path: Path, images: Tensor) -> None:
         """A PNG of one image a prompt, the anchor's row above the policy's."""
         num = min(self.config.eval.grid_prompts, len(self.batch.prompts))
-        group = self.batch.group
-        first = torch.tensor([int((group == p).nonzero()[0]) for p in range(num)])
+        prompt_of = self.batch.prompt_of
+        first = torch.tensor([int((prompt_of == p).nonzero()[0]) for p in range(num)])
         rows = {"anchor": self.draw(self.batch, True)[first], "policy": images[first]}
         save_grid(path, rows, [p.text for p in self.batch.prompts[:num]])
 

@@ -1,4 +1,4 @@
-"""What an epoch tells: the line of metrics.jsonl, which is also what a reporter shows."""
+"""What an epoch tells: the line of metrics.jsonl, which is also what is shown of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cxrl.rl.groups import group_mean
 from cxrl.rl.records import Advantages, Comparison, RewardTable, Rollout, UpdateStats
 
 
-class Reporter:
+class Progress:
     """Is told what happens. This one says nothing."""
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def epoch_record(
     step: int,
     rollout: Rollout,
     rewards: RewardTable,
-    group: Tensor,
+    prompt_of: Tensor,
     comparison: Comparison,
     advantages: Advantages,
     stats: UpdateStats,
@@ -39,7 +39,7 @@ def epoch_record(
     anchor.
     """
     names, values = rewards.names, rewards.values
-    spread = (values - group_mean(values, group)).square().mean(0).sqrt()
+    spread = (values - group_mean(values, prompt_of)).square().mean(0).sqrt()
     return {
         "epoch": epoch,
         "step": step,
@@ -58,16 +58,16 @@ def epoch_record(
         "kl": stats.kl,
         "grad_norm": stats.grad_norm,
         "num_rows": stats.num_rows,
-        "diversity": rollout_diversity(rollout.images, rollout.batch.group),
+        "diversity": rollout_diversity(rollout.images, rollout.batch.prompt_of),
     }
 
 
-def rollout_diversity(images: Tensor, group: Tensor) -> float:
+def rollout_diversity(images: Tensor, prompt_of: Tensor) -> float:
     """Mean RMS pixel distance between images of the same prompt, over all pairs; 0 without a pair."""
     total, pairs = 0.0, 0
     flat = images.flatten(1)
-    for prompt in group.unique().tolist():
-        own = flat[(group == prompt).to(flat.device)]
+    for prompt in prompt_of.unique().tolist():
+        own = flat[(prompt_of == prompt).to(flat.device)]
         distance = torch.pdist(own) / flat.shape[1] ** 0.5
         total, pairs = total + float(distance.sum()), pairs + distance.numel()
     return total / pairs if pairs else 0.0

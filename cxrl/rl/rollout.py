@@ -103,11 +103,11 @@ class Sampler:
         latents = torch.empty(len(batch), len(schedule) + 1, *x.shape[1:], device=x.device)
         log_probs = torch.empty(len(batch), len(schedule), device=x.device)
         latents[:, 0] = x
-        embeds, group = self.prompt_embeds(batch.prompts), batch.group.to(x.device)
+        embeds, prompt_of = self.prompt_embeds(batch.prompts), batch.prompt_of.to(x.device)
         for step in range(len(schedule)):
             eps = noise()
             for part in self._parts(len(batch)):
-                inputs = latents[part, step], eps[part], embeds, group[part]
+                inputs = latents[part, step], eps[part], embeds, prompt_of[part]
                 x_prev, log_prob = self._step(step, *inputs, anchor=False)
                 latents[part, step + 1], log_probs[part, step] = x_prev, log_prob
         images = self.policy.base.decode(latents[:, -1])
@@ -116,12 +116,12 @@ class Sampler:
     def images(self, batch: PromptBatch, noise: NoiseStream, *, anchor: bool = False) -> Tensor:
         """float32 [N, 1, H, W] of the policy or of the anchor; trajectories are not kept."""
         x = noise()
-        embeds, group = self.prompt_embeds(batch.prompts), batch.group.to(x.device)
+        embeds, prompt_of = self.prompt_embeds(batch.prompts), batch.prompt_of.to(x.device)
         for step in range(len(self.schedule)):
             eps = noise()
             x = torch.cat(
                 [
-                    self._step(step, x[part], eps[part], embeds, group[part], anchor=anchor)[0]
+                    self._step(step, x[part], eps[part], embeds, prompt_of[part], anchor=anchor)[0]
                     for part in self._parts(len(batch))
                 ]
             )
@@ -133,12 +133,12 @@ class Sampler:
 
     @torch.no_grad()
     def _step(
-        self, step: int, x_t: Tensor, noise: Tensor, embeds: Tensor, group: Tensor, *, anchor: bool
+        self, step: int, x_t: Tensor, noise: Tensor, embeds: Tensor, prompt_of: Tensor, *, anchor: bool
     ) -> tuple[Tensor, Tensor]:
         n = x_t.shape[0]
         timesteps = self.schedule.timesteps[step].expand(n)
         output = self.policy.predict(
-            x_t, timesteps, embeds, self.negative_embeds, prompt_of=group, anchor=anchor
+            x_t, timesteps, embeds, self.negative_embeds, prompt_of=prompt_of, anchor=anchor
         )
         return denoise_step(*output, self.guidance, x_t, noise, self.schedule.rows[step].expand(n, 3))
 

@@ -28,7 +28,7 @@ from cxrl.rl.build import Prompts, build
 from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
 from cxrl.rl.epoch_prompts import epoch_prompts
-from cxrl.rl.progress import Reporter, epoch_record, flat_numbers
+from cxrl.rl.progress import Progress, epoch_record, flat_numbers
 from cxrl.rl.records import RewardTable, Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState
@@ -57,7 +57,7 @@ class Trainer:
         rewards: Mapping[str, Reward] | None = None,
         judges: JudgeModels | None = None,
         prompts: Prompts | None = None,
-        reporter: Reporter | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Everything is loaded and checked; the run directory is not touched before :meth:`run`.
 
@@ -67,14 +67,14 @@ class Trainer:
             resume: Go on from the last checkpoint; from the beginning where there is none yet.
             overwrite: Delete the run that the directory holds.
             rewards, judges, prompts: In place of the configuration's, see :func:`cxrl.rl.build.build`.
-            reporter: Told about every epoch.
+            progress: Told about every epoch.
 
         Raises:
             CxrlError: Whatever a user can cause.
         """
         self.config, self.run_dir = config, RunDir(run_dir)
         self.resume, self.overwrite = resume, overwrite
-        self.reporter = reporter or Reporter()
+        self.progress = progress or Progress()
         with owner_only(config.data.is_restricted):
             self.engine = Engine(self.run_dir.path, config.run.trackers, timeout=config.run.process_timeout)
             if self.engine.is_main:
@@ -100,7 +100,7 @@ class Trainer:
         if self.engine.is_main:
             self.run_dir.claim(self.config, resume=self.resume, overwrite=self.overwrite)
             for note in self.parts.notes:
-                self.reporter.message(note)
+                self.progress.message(note)
         try:
             self.engine.wait()
             if self.resume:
@@ -113,11 +113,11 @@ class Trainer:
                 where = f"resuming after epoch {self.state.epoch} from {path}"
                 nothing = f"no checkpoint in {self.run_dir.path}: starting from the beginning"
                 for line in (where if path else nothing, *self.state.notes):
-                    self.reporter.message(line)
+                    self.progress.message(line)
             if self.engine.is_main:
                 self.run_dir.write_config(self.config)
                 for line in self.run_dir.roll_back(self.state.epoch):
-                    self.reporter.message(line)
+                    self.progress.message(line)
             self.engine.start_trackers(self.state.epoch, resumed=self.resume)
             try:
                 yield
@@ -132,11 +132,11 @@ class Trainer:
         train, state, limits = self.config.train, self.state, self.parts.limits
         summary: Summary | None = None
         if state.epoch == 0:
-            self.reporter.message("judging the anchor")
+            self.progress.message("judging the anchor")
         elif limits.reason:
-            self.reporter.message(f"stopped after epoch {state.epoch}: {limits.reason}; change it to go on")
+            self.progress.message(f"stopped after epoch {state.epoch}: {limits.reason}; change it to go on")
         elif state.epoch >= train.num_epochs:
-            self.reporter.message(f"all {train.num_epochs} epochs are done; --train.num-epochs for more")
+            self.progress.message(f"all {train.num_epochs} epochs are done; --train.num-epochs for more")
         self.parts.evaluator.anchor  # noqa: B018 drawn now, so that the first epochs' times are their own
         while state.epoch < train.num_epochs and not limits.reason:
             record = self._train_epoch()
@@ -152,7 +152,7 @@ class Trainer:
             if self.engine.is_main:
                 self.run_dir.append_metrics(record)
             self.engine.log(flat_numbers(record), state.epoch)
-            self.reporter.epoch(record)
+            self.progress.epoch(record)
             if last or limits.reason or state.epoch % train.checkpoint_every == 0:
                 state.save(self.run_dir)
         return self._finish(summary or self._judge_at_end({}))
@@ -171,14 +171,16 @@ class Trainer:
         clock.lap("reward")
         anchors, anchor_of = parts.anchors.rewards(rollout, batch, state.epoch, self._score)
         clock.lap("anchor")
-        group = batch.group.to(self.engine.device)
+        prompt_of = batch.prompt_of.to(self.engine.device)
         if state.units is None:
-            state.units = reward_units(rewards, group)
+            state.units = reward_units(rewards, prompt_of)
         comparison = compare(
             rewards, anchors, anchor_of, config.rewards.weights, state.units, config.comparison
         )
         c = config.comparison
-        advantage = advantages(comparison.score, group, center=c.center, scale=c.scale, clip=c.advantage_clip)
+        advantage = advantages(
+            comparison.score, prompt_of, center=c.center, scale=c.scale, clip=c.advantage_clip
+        )
         stats = parts.updater.update(
             rollout,
             advantage.values[self.engine.share(len(batch))],
@@ -188,7 +190,7 @@ class Trainer:
         )
         clock.lap("update")
         return epoch_record(
-            state.epoch, parts.updater.num_steps, rollout, rewards, group, comparison, advantage, stats
+            state.epoch, parts.updater.num_steps, rollout, rewards, prompt_of, comparison, advantage, stats
         ) | {"bank_prompts": len(parts.anchors.bank), "seconds": clock.seconds}
 
     def _rollout(self, batch: PromptBatch) -> Rollout:
@@ -200,7 +202,7 @@ class Trainer:
         finite = rollout.latents.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
             bad = int((~finite).nonzero()[0])
-            prompt = batch.prompts[int(rollout.batch.group[bad])]
+            prompt = batch.prompts[int(rollout.batch.prompt_of[bad])]
             raise CxrlError(
                 f"epoch {epoch}: latents of sample {share.start + bad} (prompt {prompt.prompt_id}) are "
                 "not finite: the policy has diverged; lower the learning rates or raise optim.kl_weight"
@@ -225,7 +227,7 @@ class Trainer:
         self._grid(images)
         problem = limits.check(self.parts.evaluator.anchor, result, state.epoch)
         if problem:
-            self.reporter.message(f"warning: epoch {state.epoch}: {problem}")
+            self.progress.message(f"warning: epoch {state.epoch}: {problem}")
         if limits.reason:
             self._fall_back()
 
@@ -238,7 +240,7 @@ class Trainer:
         self._grid(summary.images)
         problem = limits.problems(summary.anchor, summary.policy)
         if problem:
-            self.reporter.message(f"warning: at the end: {problem}")
+            self.progress.message(f"warning: at the end: {problem}")
         elif state.kept_epoch == state.epoch:
             limits.keep(state.epoch)
         if problem and limits.good_epoch and state.kept_epoch == state.epoch:
@@ -252,7 +254,7 @@ class Trainer:
         """Keep the last weights within limits."""
         epoch = self.state.kept_epoch = self.parts.limits.good_epoch
         which = f"of epoch {epoch}, the last within limits," if epoch else "of the start"
-        self.reporter.message(f"the weights {which} are kept")
+        self.progress.message(f"the weights {which} are kept")
 
     @contextlib.contextmanager
     def _kept_weights(self) -> Iterator[None]:

@@ -215,7 +215,7 @@ class _Pass:
         self.config, self.policy = updater.config, updater.policy
         self.sampler, self.loss_scale = updater.sampler, updater._loss_scale
         self.rollout, self.advantages, self.embeds = rollout, advantages, embeds
-        self.group = rollout.batch.group.to(embeds.device)
+        self.prompt_of = rollout.batch.prompt_of.to(embeds.device)
         self.old_log_probs = rollout.log_probs
 
     def accumulate(self, rows: Tensor, count: int) -> _Sums:
@@ -282,7 +282,7 @@ class _Pass:
             schedule.timesteps[schedule.policy_steps[step]],
             self.embeds,
             self.sampler.negative_embeds,
-            prompt_of=self.group[sample],
+            prompt_of=self.prompt_of[sample],
             anchor=anchor,
         )
 

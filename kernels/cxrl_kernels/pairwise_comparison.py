@@ -62,7 +62,7 @@ def _inverse_scale(bank, m_stride, floor, M: tl.constexpr, known, BLOCK_M: tl.co
 def _pairwise_comparison_fwd_kernel(
     rewards,
     anchors,
-    prompt,
+    prompt_of,
     weights,
     min_std,
     score,
@@ -98,7 +98,7 @@ def _pairwise_comparison_fwd_kernel(
         n = (tl.program_id(0) * tiles + tile_index).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         cell = (n < num_samples)[:, None] & (k < K)[None, :]
         own = tl.load(rewards + n[:, None] * reward_n + k[None, :] * reward_k, mask=cell, other=0.0)
-        group = tl.load(prompt + n * prompt_n, mask=n < num_samples, other=0)
+        group = tl.load(prompt_of + n * prompt_n, mask=n < num_samples, other=0)
         valid = (group >= 0) & (group < num_prompts)
         known = (cell & valid[:, None])[:, None, :]
         bank = anchors + group[:, None, None] * anchor_p + k[None, None, :] * anchor_k
@@ -162,7 +162,7 @@ def _pairwise_comparison_bwd_kernel(
 @triton.jit
 def _group_win_rate_fwd_kernel(
     rewards,
-    prompt,
+    prompt_of,
     order,  # None: samples are not sorted by prompt
     starts,  # of the group of every sorted sample
     ends,
@@ -188,7 +188,7 @@ def _group_win_rate_fwd_kernel(
         n = tl.load(order + n, mask=n < num_samples, other=num_samples)
     cell = (n < num_samples)[:, None] & (k < K)[None, :]
     own = tl.load(rewards + n[:, None] * reward_n + k[None, :] * reward_k, mask=cell, other=0.0)
-    group = tl.load(prompt + n * prompt_n, mask=n < num_samples, other=0)
+    group = tl.load(prompt_of + n * prompt_n, mask=n < num_samples, other=0)
     size = tl.zeros([BLOCK], tl.int32)
     halves = tl.zeros([BLOCK, BLOCK_K], tl.int32)
     for start in range(begin, end, BLOCK):
@@ -196,7 +196,7 @@ def _group_win_rate_fwd_kernel(
         inside = other < end
         if order is not None:
             other = tl.load(order + other, mask=inside, other=0)
-        theirs = tl.load(prompt + other * prompt_n, mask=inside, other=0)
+        theirs = tl.load(prompt_of + other * prompt_n, mask=inside, other=0)
         same = inside[None, :] & (group[:, None] == theirs[None, :])
         size += tl.sum(same.to(tl.int32), 1)
         reward = tl.load(
@@ -216,7 +216,7 @@ def _group_win_rate_fwd_kernel(
 def pairwise_comparison(
     rewards: Tensor,
     anchors: Tensor,
-    prompt: Tensor,
+    prompt_of: Tensor,
     weights: Tensor,
     form: str,
     min_std: Tensor | None,
@@ -239,7 +239,7 @@ def pairwise_comparison(
         _pairwise_comparison_fwd_kernel[(triton.cdiv(num_samples, block_n * tiles),)](
             rewards,
             anchors,
-            prompt,
+            prompt_of,
             weights,
             min_std,
             score,
@@ -252,7 +252,7 @@ def pairwise_comparison(
             tiles,
             *rewards.stride(),
             *anchors.stride(),
-            prompt.stride(0),
+            prompt_of.stride(0),
             weights.stride(0),
             0 if min_std is None else min_std.stride(0),
             M=num_anchors,
@@ -287,14 +287,14 @@ def pairwise_comparison_backward(grad_score: Tensor, weights: Tensor, slope: Ten
         )
 
 
-def group_win_rate(rewards: Tensor, prompt: Tensor, out: Tensor) -> None:
+def group_win_rate(rewards: Tensor, prompt_of: Tensor, out: Tensor) -> None:
     """Write the share of the others of its prompt that each sample beats, [N, K], to ``out``."""
     num_samples, num_rewards = rewards.shape
     if rewards.numel() == 0:
         return
     order = starts = ends = None
     if num_samples >= SORT_FROM:
-        ordered, order = prompt.sort(stable=True)
+        ordered, order = prompt_of.sort(stable=True)
         starts = torch.searchsorted(ordered, ordered)
         ends = torch.searchsorted(ordered, ordered, right=True)
     block_k = triton.next_power_of_2(num_rewards)
@@ -302,14 +302,14 @@ def group_win_rate(rewards: Tensor, prompt: Tensor, out: Tensor) -> None:
     with torch.cuda.device_of(rewards):
         _group_win_rate_fwd_kernel[(triton.cdiv(num_samples, block),)](
             rewards,
-            prompt,
+            prompt_of,
             order,
             starts,
             ends,
             out,
             num_samples,
             *rewards.stride(),
-            prompt.stride(0),
+            prompt_of.stride(0),
             *out.stride(),
             K=num_rewards,
             BLOCK=block,

@@ -13,7 +13,7 @@ B = ReportPrompt(9, "Large effusion.", (0.0, math.nan))
 
 def test_repeat_puts_the_samples_of_a_prompt_side_by_side() -> None:
     batch = PromptBatch.repeat([A, B], 3)
-    assert batch.group.tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.prompt_of.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.texts == ["Normal."] * 3 + ["Large effusion."] * 3
     assert len(batch) == 6
 
@@ -42,7 +42,7 @@ def test_labels_are_looked_up_by_name() -> None:
 def test_a_slice_keeps_the_distinct_prompts() -> None:
     part = PromptBatch.repeat([A, B], 2).slice(1, 3)
     assert part.prompts == (A, B)
-    assert part.group.tolist() == [0, 1]
+    assert part.prompt_of.tolist() == [0, 1]
 
 
 def test_a_batch_may_be_empty() -> None:
@@ -50,10 +50,10 @@ def test_a_batch_may_be_empty() -> None:
     assert (len(batch), batch.texts, tuple(batch.labels.shape)) == (0, [], (0, 2))
 
 
-@pytest.mark.parametrize("group", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([0, 0]).int()])
-def test_group_must_be_a_vector_of_int64(group: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"group must be int64 \[N\], got torch\."):
-        PromptBatch((A,), group)
+@pytest.mark.parametrize("prompt_of", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([0, 0]).int()])
+def test_group_must_be_a_vector_of_int64(prompt_of: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"prompt_of must be int64 \[N\], got torch\."):
+        PromptBatch((A,), prompt_of)
 
 
 @pytest.mark.parametrize("index", [-1, 2])

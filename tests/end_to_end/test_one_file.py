@@ -24,7 +24,7 @@ from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.rl.advantages import advantages
 from cxrl.rl.comparison import compare
-from cxrl.rl.progress import Reporter
+from cxrl.rl.progress import Progress
 from cxrl.rl.rollout import Sampler
 from cxrl.rl.trainer import Trainer
 
@@ -96,7 +96,7 @@ def by_name(policy: Any, *values: Tensor) -> Numbers:
     return dict(zip(names, values, strict=True)) | trained_weights(policy.weights, policy.ema)
 
 
-class Recorder(Reporter):
+class Recorder(Progress):
     """What the trainer's stages return in every epoch, seen from outside."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_the_same_numbers(
     one.phantom_prompts, one.build_rewards = lambda num, seed: PROMPTS[:num], lambda names, path: LOOKS
     seen = Recorder(monkeypatch)
     given: Any = {"rewards": LOOKS, "judges": NoJudges(), "prompts": (PROMPTS, PROMPTS[:1])}
-    Trainer(config_of(one), tmp_path / "run", reporter=seen, **given).run()
+    Trainer(config_of(one), tmp_path / "run", progress=seen, **given).run()
     found = [by_name(*values) for values in one.train()]
     for example, trainer, r in zip(found, seen.epochs, seen.records, strict=True):
         assert trainer.keys() == example.keys()
@@ -263,7 +263,7 @@ def test_the_same_numbers_as_they_ship(
     """
     set_constants(one, SMALL)
     seen = Recorder(monkeypatch)
-    Trainer(config_of(one), tmp_path / "run", reporter=seen, judges=NoJudges()).run()
+    Trainer(config_of(one), tmp_path / "run", progress=seen, judges=NoJudges()).run()
     train, found = one.train, []
 
     def recorded() -> Iterator[Any]:

@@ -55,7 +55,7 @@ def test_every_value_by_hand():
     images, judges = pictures(18), FakeJudges()
     result = evaluate_images(images, batch, judges, seed=0, bootstrap=0)
     level = images.mean((1, 2, 3))
-    bright = torch.tensor([i % 2 == 1 for i in range(6)])[batch.group]
+    bright = torch.tensor([i % 2 == 1 for i in range(6)])[batch.prompt_of]
     cosine = torch.where(bright, level, 1 - level) / torch.stack([level, 1 - level]).norm(dim=0)
     pairs = [(3 * p + a, 3 * p + b) for p in range(6) for a, b in ((0, 1), (0, 2), (1, 2))]
     rms = [float((images[a] - images[b]).square().mean().sqrt()) for a, b in pairs]
@@ -138,6 +138,11 @@ def test_policy_and_anchor_are_compared_on_the_same_prompts():
     assert (data["num_images"], data["seed"], data["wall_seconds"]) == (24, 1, 2.5)
     assert data["judges"] == {"name": "phantom", "feature_dim": 4, "findings": ["Bright", "Top"]}
     assert data["change"]["posture"] == pytest.approx(data["policy"]["posture"] - data["anchor"]["posture"])
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    for key in KEYS:
+        of_policy, of_anchor = (e.replicates[key].double() for e in (summary.policy, summary.anchor))
+        for found, values in ((data["policy"], of_policy), (data["change"], of_policy - of_anchor)):
+            assert found["ci"][key] == pytest.approx(values.quantile(bounds).tolist(), rel=1e-9), key
     paired, each = data["change"]["ci"]["consistency"], data["policy"]["ci"]["consistency"]
     assert paired[1] - paired[0] < 0.5 * (each[1] - each[0])
 
@@ -153,8 +158,8 @@ def test_policy_and_anchor_are_compared_on_the_same_prompts():
 )
 def test_images_are_spread_over_prompts(num_prompts, num_images, counts):
     batch = evaluation_batch(prompts(num_prompts), num_images, 3)
-    assert torch.bincount(batch.group).tolist() == counts
-    assert batch.group.tolist() == sorted(batch.group.tolist())
+    assert torch.bincount(batch.prompt_of).tolist() == counts
+    assert batch.prompt_of.tolist() == sorted(batch.prompt_of.tolist())
     assert len(batch.prompts) == len(counts)
 
 

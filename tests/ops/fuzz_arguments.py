@@ -73,8 +73,8 @@ def _step(**a: Any) -> Result:
     return denoise_step_reference(*a.values())
 
 
-def _comparison(rewards: Tensor, anchors: Tensor, prompt: Tensor, weights: Tensor, **a: Any) -> Result:
-    index, wrong = _marked(prompt, len(anchors))
+def _comparison(rewards: Tensor, anchors: Tensor, prompt_of: Tensor, weights: Tensor, **a: Any) -> Result:
+    index, wrong = _marked(prompt_of, len(anchors))
     assert index is not None
     assert wrong is not None
     score, win_rate = pairwise_comparison_reference(rewards, anchors, index, weights, **a)
@@ -93,8 +93,8 @@ def _comparison_backward(grad_score: Tensor, weights: Tensor, slope: Tensor) -> 
     return (grad_score[:, None] * weights * slope,)
 
 
-def _group(rewards: Tensor, prompt: Tensor) -> Result:
-    return (group_win_rate_reference(rewards, prompt),)
+def _group(rewards: Tensor, prompt_of: Tensor) -> Result:
+    return (group_win_rate_reference(rewards, prompt_of),)
 
 
 def _attention(kv_index: Tensor | None, scale: float, keep: bool, **a: Any) -> Result:
@@ -135,7 +135,7 @@ def _comparison_case(form: str) -> Arguments:
     a = {
         "rewards": torch.randn(5, 3),
         "anchors": torch.randn(2, 4, 3),
-        "prompt": torch.tensor([1, 0, 1, 1, 0]),
+        "prompt_of": torch.tensor([1, 0, 1, 1, 0]),
     }
     return {**a, "weights": torch.randn(3), "form": form, "min_std": torch.rand(3) + 0.3, "temperature": 0.7}
 
@@ -175,7 +175,9 @@ def cases(op: str, backend: str) -> list[Arguments]:
         "pairwise_comparison_backward": lambda: [
             {"grad_score": torch.randn(5), "weights": torch.randn(3), "slope": torch.randn(5, 3)}
         ],
-        "group_win_rate": lambda: [{"rewards": torch.randn(5, 3), "prompt": torch.tensor([7, 0, 7, 7, 0])}],
+        "group_win_rate": lambda: [
+            {"rewards": torch.randn(5, 3), "prompt_of": torch.tensor([7, 0, 7, 7, 0])}
+        ],
         "attention": lambda: [_attention_case(*kind) for kind in kinds],
         "attention_backward": lambda: [_attention_backward_case(*kind, backend) for kind in kinds],
     }[op]()

@@ -116,7 +116,7 @@ def test_lazy_tensors_mean_what_they_say(backend: str, lazy: Any) -> None:
     table = arguments["table_rows"]
     check(trajectory_log_prob, *arguments.values())
     check(denoise_step, *arguments.values())
-    rewards, prompt = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
-    check(pairwise_comparison, rewards, torch.randn(2, 4, 2), prompt, torch.ones(2), "difference")
-    check(group_win_rate, rewards, prompt)
+    rewards, prompt_of = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
+    check(pairwise_comparison, rewards, torch.randn(2, 4, 2), prompt_of, torch.ones(2), "difference")
+    check(group_win_rate, rewards, prompt_of)
     check(attention, *torch.randn(3, 2, 2, 5, 8))

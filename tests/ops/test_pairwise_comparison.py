@@ -23,7 +23,7 @@ def make(n: int, p: int, m: int, k: int) -> dict[str, Any]:
     return {
         "rewards": torch.randn(n, k),
         "anchors": torch.randn(p, m, k),
-        "prompt": torch.randint(p, (n,)),
+        "prompt_of": torch.randint(p, (n,)),
         "weights": torch.randn(k),
         "min_std": torch.rand(k) + 0.3,
         "temperature": 0.7,
@@ -63,7 +63,7 @@ def test_known_values(backend: str) -> None:
     args = {
         "rewards": torch.tensor([[3.0], [1.0]]),
         "anchors": torch.tensor([[[1.0], [3.0], [5.0]], [[1.0], [1.0], [4.0]]]),
-        "prompt": torch.tensor([0, 1]),
+        "prompt_of": torch.tensor([0, 1]),
         "weights": torch.tensor([2.0]),
     }
     std = math.sqrt(8 / 3)
@@ -84,7 +84,7 @@ def test_floor_of_the_deviation(backend: str) -> None:
     tied = {
         "rewards": torch.tensor([[2.0]]),
         "anchors": torch.ones(1, 4, 1),
-        "prompt": torch.tensor([0]),
+        "prompt_of": torch.tensor([0]),
         "weights": torch.ones(1),
     }
     score, _ = pairwise_comparison(**tied, form="difference", min_std=torch.tensor([0.5]), backend=backend)
@@ -120,7 +120,7 @@ def test_strides(backend: str) -> None:
     args = make(20, 3, 6, 4)
     args["rewards"] = torch.randn(4, 40).t()[::2]
     args["anchors"] = torch.randn(4, 6, 3).permute(2, 1, 0)
-    args["prompt"] = torch.randint(3, (40,))[::2]
+    args["prompt_of"] = torch.randint(3, (40,))[::2]
     args["weights"] = torch.tensor([0.5]).expand(4)
     score, win_rate = pairwise_comparison(**args, form="bradley_terry", backend=backend)
     expected, expected_rate = pairwise_comparison_reference(**double(args), form="bradley_terry")
@@ -164,7 +164,7 @@ def test_opcheck(cpp: str, form: str) -> None:
     args["rewards"].requires_grad_()
     torch.library.opcheck(
         torch.ops.cxrl.pairwise_comparison.default,
-        (*(args[n] for n in ("rewards", "anchors", "prompt", "weights")), form, args["min_std"], 0.7, cpp),
+        (*(args[n] for n in ("rewards", "anchors", "prompt_of", "weights")), form, args["min_std"], 0.7, cpp),
     )
 
 
@@ -197,10 +197,10 @@ def test_compiles_in_one_graph(cpp: str) -> None:
 @pytest.mark.parametrize("n", [0, 1, 2, 137])
 def test_group_win_rate(backend: str, n: int) -> None:
     rewards = torch.randint(0, 5, (n, 3)).float()  # many ties
-    prompt = torch.randint(0, 9, (n,)) * 1_000_003
-    actual = group_win_rate(rewards, prompt, backend=backend)
+    prompt_of = torch.randint(0, 9, (n,)) * 1_000_003
+    actual = group_win_rate(rewards, prompt_of, backend=backend)
     for i in range(n):
-        others = [j for j in range(n) if j != i and prompt[j] == prompt[i]]
+        others = [j for j in range(n) if j != i and prompt_of[j] == prompt_of[i]]
         for k in range(3):
             wins = sum(
                 1.0 if rewards[i, k] > rewards[j, k] else 0.5 if rewards[i, k] == rewards[j, k] else 0.0
@@ -210,9 +210,9 @@ def test_group_win_rate(backend: str, n: int) -> None:
 
 
 def test_group_win_rate_of_a_large_group(cpp: str) -> None:
-    rewards, prompt = torch.randn(2000, 2), torch.zeros(2000, dtype=torch.int64)
+    rewards, prompt_of = torch.randn(2000, 2), torch.zeros(2000, dtype=torch.int64)
     torch.testing.assert_close(
-        group_win_rate(rewards, prompt, backend=cpp), group_win_rate_reference(rewards, prompt)
+        group_win_rate(rewards, prompt_of, backend=cpp), group_win_rate_reference(rewards, prompt_of)
     )
 
 
@@ -223,8 +223,8 @@ def changed(**change: Any) -> dict[str, Any]:
 BAD = [
     (changed(rewards=torch.zeros(3)), r"rewards must be float32 \[N, K\]"),
     (changed(rewards=torch.zeros(3, 2).half()), "rewards must be float32"),
-    (changed(prompt=torch.zeros(2, dtype=torch.int64)), r"prompt must be int64 \[3\]"),
-    (changed(prompt=torch.zeros(3, dtype=torch.int32)), r"prompt must be int64 \[3\], got torch.int32"),
+    (changed(prompt_of=torch.zeros(2, dtype=torch.int64)), r"prompt_of must be int64 \[3\]"),
+    (changed(prompt_of=torch.zeros(3, dtype=torch.int32)), r"prompt_of must be int64 \[3\], got torch.int32"),
     (changed(anchors=torch.zeros(2, 4, 3)), r"anchors must be \[P, M >= 1, 2\]"),
     (changed(anchors=torch.zeros(2, 0, 2)), "anchors must be"),
     (changed(anchors=torch.zeros(2, 4, 2).double()), "anchors is torch.float64"),
@@ -236,8 +236,8 @@ BAD = [
     (changed(temperature=math.nan), "temperature must be positive"),
     (changed(rewards=torch.tensor([[0, 0], [0, math.nan], [0, 0]])), r"rewards\[1, 1\] = nan"),
     (changed(anchors=torch.full((2, 4, 2), math.inf)), r"anchors\[0, 0, 0\] = inf"),
-    (changed(prompt=torch.tensor([0, 2, 0])), r"prompt\[1\] = 2, expected 0 to 1"),
-    (changed(prompt=torch.tensor([0, 1, -1])), r"prompt\[2\] = -1"),
+    (changed(prompt_of=torch.tensor([0, 2, 0])), r"prompt_of\[1\] = 2, expected 0 to 1"),
+    (changed(prompt_of=torch.tensor([0, 1, -1])), r"prompt_of\[2\] = -1"),
     (changed(min_std=torch.tensor([0.1, 0.0])), "min_std.* positive"),
 ]
 
@@ -249,7 +249,7 @@ def test_refuses(cpu_backend: str, args: dict[str, Any], message: str) -> None:
 
 
 def test_group_win_rate_refuses(cpu_backend: str) -> None:
-    with pytest.raises(ValueError, match=r"group_win_rate: prompt must be int64 \[2\]"):
+    with pytest.raises(ValueError, match=r"group_win_rate: prompt_of must be int64 \[2\]"):
         group_win_rate(torch.zeros(2, 1), torch.zeros(3, dtype=torch.int64), backend=cpu_backend)
     with pytest.raises(ValueError, match=r"group_win_rate: rewards\[1, 0\] = nan"):
         group_win_rate(

@@ -30,7 +30,7 @@ def make(device: str, n: int, p: int, m: int, k: int) -> dict[str, Any]:
     return {
         "rewards": torch.randn(n, k, device=device),
         "anchors": torch.randn(p, m, k, device=device),
-        "prompt": torch.randint(p, (n,), device=device),
+        "prompt_of": torch.randint(p, (n,), device=device),
         "weights": torch.randn(k, device=device),
         "min_std": torch.rand(k, device=device) + 0.3,
         "temperature": 0.7,
@@ -94,7 +94,7 @@ def test_strides(triton_device: str) -> None:
     args = make(triton_device, 20, 3, 6, 4)
     args["rewards"] = torch.randn(4, 40, device=triton_device).t()[::2]
     args["anchors"] = torch.randn(4, 6, 3, device=triton_device).permute(2, 1, 0)
-    args["prompt"] = torch.randint(3, (40,), device=triton_device)[::2]
+    args["prompt_of"] = torch.randint(3, (40,), device=triton_device)[::2]
     args["weights"] = torch.tensor([0.5], device=triton_device).expand(4)
     check_against_float64(args, "bradley_terry")
 
@@ -115,7 +115,7 @@ def test_written_completely_and_deterministic(
 def test_unknown_prompts_give_nan(triton_device: str) -> None:
     # Looking at values would stall a device: nothing outside the bank is read, and the score says so.
     args = make(triton_device, 4, 2, 3, 2)
-    args["prompt"] = torch.tensor([0, 2, -1, 1], device=triton_device)
+    args["prompt_of"] = torch.tensor([0, 2, -1, 1], device=triton_device)
     score, _ = pairwise_comparison(**args, form="difference", backend="triton")
     assert score.isnan().tolist() == [False, True, True, False]
 
@@ -127,11 +127,11 @@ def test_group_win_rate(
 ) -> None:
     monkeypatch.setattr(provider, "SORT_FROM", sort_from)
     rewards = torch.randint(0, 5, (3, n)).float().t()  # many ties
-    prompt = torch.randint(0, 5, (n,)) * 1_000_003
-    actual = group_win_rate(rewards.to(triton_device), prompt.to(triton_device), backend="triton").cpu()
+    prompt_of = torch.randint(0, 5, (n,)) * 1_000_003
+    actual = group_win_rate(rewards.to(triton_device), prompt_of.to(triton_device), backend="triton").cpu()
     expected = torch.full((n, 3), 0.5)
     for i in range(n):
-        others = [j for j in range(n) if j != i and prompt[j] == prompt[i]]
+        others = [j for j in range(n) if j != i and prompt_of[j] == prompt_of[i]]
         if others:
             wins = (rewards[i] > rewards[others]).float() + 0.5 * (rewards[i] == rewards[others]).float()
             expected[i] = wins.mean(0)

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from cxrl.output.terminal import TerminalReporter, duration, epoch_lines, summary_table
+from cxrl.output.terminal import TerminalProgress, duration, epoch_lines, summary_table
 
 
 def record(epoch, **extra):
@@ -65,10 +65,10 @@ def test_without_an_anchor_there_is_no_win_rate():
 
 def test_a_pipe_gets_a_line_an_epoch():
     stream = io.StringIO()
-    reporter = TerminalReporter(3, stream)
-    reporter.message("judging the anchor")
+    progress = TerminalProgress(3, stream)
+    progress.message("judging the anchor")
     for epoch in range(3):
-        reporter.epoch(record(epoch))
+        progress.epoch(record(epoch))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "judging the anchor"
     assert [line[:9] for line in lines[1:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
@@ -79,14 +79,14 @@ def test_a_pipe_gets_a_line_an_epoch():
 def test_a_terminal_keeps_messages_and_redraws_the_epoch(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
-    reporter = TerminalReporter(3, stream)
-    reporter.message("judging the anchor")
-    reporter.epoch(record(0))
-    reporter.epoch(record(1))
-    reporter.message("warning: diversity")
-    reporter.epoch(record(2))
-    reporter.close()
-    reporter.message("done")
+    progress = TerminalProgress(3, stream)
+    progress.message("judging the anchor")
+    progress.epoch(record(0))
+    progress.epoch(record(1))
+    progress.message("warning: diversity")
+    progress.epoch(record(2))
+    progress.close()
+    progress.message("done")
     shown = screen(stream.getvalue())
     assert shown[:2] == ["judging the anchor", "warning: diversity"]
     assert shown[2].startswith("epoch 3/3  eta 3:41  posture -0.412")
@@ -99,7 +99,7 @@ def test_a_terminal_keeps_messages_and_redraws_the_epoch(monkeypatch):
 def test_the_judges_scores_stay():
     values = dict.fromkeys(("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity"), 0.5)
     stream = io.StringIO()
-    TerminalReporter(3, stream).epoch(record(1, eval=values | {"fid": 12345.0}))
+    TerminalProgress(3, stream).epoch(record(1, eval=values | {"fid": 12345.0}))
     assert stream.getvalue().startswith(
         "judges after epoch 2: posture 0.500  auroc 0.500  consistency 0.500  fid 1.23e+04"
     )
@@ -108,9 +108,9 @@ def test_the_judges_scores_stay():
 def test_only_the_first_process_speaks(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     stream = io.StringIO()
-    reporter = TerminalReporter(3, stream)
-    reporter.epoch(record(0))
-    reporter.message("hello")
+    progress = TerminalProgress(3, stream)
+    progress.epoch(record(0))
+    progress.message("hello")
     assert stream.getvalue() == ""
 
 

@@ -62,7 +62,7 @@ def train(
         return loss * math.nan if step == nan_at else loss
 
     quiet: list[str] = []
-    fit("stage", net, loss_at, options, seed=seed, work_dir=folder, data=data, report=quiet.append)
+    fit("stage", net, loss_at, options, seed=seed, work_dir=folder, data=data, tell=quiet.append)
     return net, steps
 
 

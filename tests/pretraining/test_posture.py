@@ -289,7 +289,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     quiet: list[str] = []
 
     def run(folder: str) -> Scorer:
-        return fit_posture(loaded, train, num_steps=4, work_dir=tmp_path / folder, report=quiet.append)
+        return fit_posture(loaded, train, num_steps=4, work_dir=tmp_path / folder, tell=quiet.append)
 
     expected, make, calls = run("never").state_dict(), posture.decoys, iter(range(100))
 
@@ -307,7 +307,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
     with pytest.raises(CxrlError, match="written with other settings"):
-        fit_posture(loaded, train[1:], num_steps=4, work_dir=tmp_path / "killed", report=quiet.append)
+        fit_posture(loaded, train[1:], num_steps=4, work_dir=tmp_path / "killed", tell=quiet.append)
 
 
 def test_the_command_writes_a_reward(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +370,7 @@ def test_problems_are_told(films: Tensor, tmp_path: Path) -> None:
         (tmp_path / "films" / f"x{i}.png").write_bytes(b"no image")
     lines: list[str] = []
     pretrain_posture(
-        tmp_path / "films", tmp_path / "p.safetensors", tmp_path / "w", num_steps=1, report=lines.append
+        tmp_path / "films", tmp_path / "p.safetensors", tmp_path / "w", num_steps=1, tell=lines.append
     )
     assert sum("left out: " in line for line in lines) == 6
     assert "left out: 2 more" in lines
@@ -392,7 +392,7 @@ def test_after_a_brief_training_it_reads_warps_of_films_it_did_not_see(
     train, held_out = split_by_patient(loaded.patients)
 
     def trained(num_steps: int) -> Scorer:
-        return fit_posture(loaded, train, num_steps=num_steps, work_dir=tmp_path, report=lambda _: None)
+        return fit_posture(loaded, train, num_steps=num_steps, work_dir=tmp_path, tell=lambda _: None)
 
     before = evaluate(trained(1), loaded, held_out)
     scorer = trained(150)

@@ -19,7 +19,7 @@ def films() -> Films:
 @pytest.mark.parametrize("task", ["posture", "diagnosis", "consistency"])
 def test_every_scorer_trains_and_is_stored(task: str, role: str, films: Films, tmp_path: Path) -> None:
     lines: list[str] = []
-    scorer = fit_scorer(task, role, films, num_steps=2, seed=3, work_dir=tmp_path, report=lines.append)
+    scorer = fit_scorer(task, role, films, num_steps=2, seed=3, work_dir=tmp_path, tell=lines.append)
     assert lines
     assert lines[-1].startswith(f"{role}-{task}: step 2/2")
     assert scorer.config.num_outputs == {"posture": 5, "diagnosis": 7, "consistency": 48}[task]

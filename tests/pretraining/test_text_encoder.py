@@ -42,7 +42,7 @@ def test_training_moves_it_freezes_it_and_repeats(tmp_path: Path) -> None:
             num_steps=2,
             seed=0,
             work_dir=tmp_path / name,
-            report=quiet.append,
+            tell=quiet.append,
         )
         assert not any(p.requires_grad for p in encoder.parameters())
         states.append(encoder.state_dict())

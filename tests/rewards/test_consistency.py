@@ -74,3 +74,16 @@ def test_what_is_no_film_never_scores_well(
     bad = rewards["consistency"].score(not_a_film, batch)
     assert float(bad.max()) < float(real.quantile(0.05))
     assert float(bad.mean()) < 0.0
+
+
+def test_an_image_that_is_no_film_loses_that_much(
+    films: Films, batch: PromptBatch, rewards: dict[str, Reward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = rewards["consistency"]
+    embeds, _ = reward.model.embed_images(films.pixels())  # type: ignore[attr-defined]
+    texts = reward.model.text_embeds(batch.texts)  # type: ignore[attr-defined]
+    for validity in (0.0, 0.25, 1.0):
+        said = (embeds, torch.full((len(embeds),), validity))
+        monkeypatch.setattr(reward.model, "embed_images", lambda images, said=said: said)  # type: ignore[attr-defined]
+        found = reward.score(films.pixels(), batch)
+        torch.testing.assert_close(found, (embeds * texts).sum(1) - 1.0 + validity, rtol=0, atol=1e-5)

@@ -81,7 +81,7 @@ def in_chexpert_order(batch: PromptBatch) -> PromptBatch:
         known = dict(zip(PHANTOM_FINDINGS, p.labels, strict=True))
         labels = tuple(known.get(name, NAN) for name in CHEXPERT_FINDINGS)
         prompts.append(ReportPrompt(p.prompt_id, p.text, labels, CHEXPERT_FINDINGS))
-    return PromptBatch(tuple(prompts), batch.group)
+    return PromptBatch(tuple(prompts), batch.prompt_of)
 
 
 def test_labels_of_another_data_set_are_matched_by_name(
@@ -96,7 +96,7 @@ def test_a_blank_label_is_no_negative(films: Films, batch: PromptBatch, rewards:
         ReportPrompt(p.prompt_id, p.text, tuple(v if v == 1 else NAN for v in p.labels), PHANTOM_FINDINGS)
         for p in batch.prompts
     )
-    blank = PromptBatch(positives, batch.group)
+    blank = PromptBatch(positives, batch.prompt_of)
     logits, validity = rewards["diagnosis"].model(films.pixels())  # type: ignore[attr-defined]
     shown = (logits.sigmoid() * (batch.labels == 1)).sum(1) / (batch.labels == 1).sum(1)
     found = rewards["diagnosis"].score(films.pixels(), blank)

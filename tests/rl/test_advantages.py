@@ -8,8 +8,8 @@ from cxrl.rl.advantages import advantages
 
 def test_per_prompt_statistics_with_unequal_groups() -> None:
     score = torch.tensor([1.0, 10.0, 3.0, 20.0, 5.0, 60.0, 7.0])
-    group = torch.tensor([0, 2, 0, 2, 0, 2, 0])
-    result = advantages(score, group)
+    prompt_of = torch.tensor([0, 2, 0, 2, 0, 2, 0])
+    result = advantages(score, prompt_of)
     a, b = score[[0, 2, 4, 6]], score[[1, 3, 5]]
     torch.testing.assert_close(result.values[[0, 2, 4, 6]], (a - a.mean()) / a.std(correction=0))
     torch.testing.assert_close(result.values[[1, 3, 5]], (b - b.mean()) / b.std(correction=0))
@@ -20,8 +20,8 @@ def test_per_prompt_statistics_with_unequal_groups() -> None:
 def test_ties_and_single_samples_get_exactly_zero(scale: str) -> None:
     # 0.1 + 0.2 and 0.3 tie to rounding; a blow-up would give ±1.
     score = torch.tensor([0.3, 0.1 + 0.2, 0.3 + 3e-8, 5.0, 1.0, 2.0, 0.0, 0.0])
-    group = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
-    result = advantages(score, group, scale=scale)
+    prompt_of = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
+    result = advantages(score, prompt_of, scale=scale)
     assert result.values[[0, 1, 2, 3, 6, 7]].eq(0).all()
     assert result.values[[4, 5]].tolist() == ([-1.0, 1.0] if scale == "std" else [-0.5, 0.5])
     assert result.num_tied_groups == 3
@@ -34,13 +34,13 @@ def test_large_offsets_do_not_hide_differences() -> None:
 
 
 def test_batch_and_no_centring() -> None:
-    score, group = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0, 0, 1, 1])
-    batch = advantages(score, group, center="batch")
+    score, prompt_of = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0, 0, 1, 1])
+    batch = advantages(score, prompt_of, center="batch")
     torch.testing.assert_close(batch.values, (score - 3) / score.std(correction=0))
-    plain = advantages(score, group, center="none", scale="none")
+    plain = advantages(score, prompt_of, center="none", scale="none")
     assert plain.values.tolist() == [1.0, 2.0, 3.0, 5.0]
     assert plain.clip_fraction == 0.25
-    scaled = advantages(score, group, center="none")
+    scaled = advantages(score, prompt_of, center="none")
     torch.testing.assert_close(scaled.values, score / score.square().mean().sqrt())
     alike = advantages(torch.full((3,), 2.0), torch.arange(3), center="none")
     assert alike.values.tolist() == [1.0, 1.0, 1.0]  # better than the anchor, all of them: no tie

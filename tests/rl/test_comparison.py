@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
-from cxrl.config import ComparisonConfig
+from cxrl.config import ComparisonConfig, Config
 from cxrl.rl.advantages import advantages
-from cxrl.rl.comparison import RewardUnits, compare, form_scale, group_mean, reward_units
+from cxrl.rl.comparison import RewardUnits, compare, form_scale, group_mean, needs_anchor, reward_units
 from cxrl.rl.records import Comparison, RewardTable
 
 NAMES = ("posture", "diagnosis")
@@ -51,6 +52,24 @@ def test_direct_needs_no_anchor() -> None:
         run(table, None, form="win")
 
 
+@pytest.mark.parametrize(
+    ("without", "form", "needs"),
+    [
+        ("", "win", True),
+        ("posture", "win", True),
+        ("diagnosis,posture", "win", False),
+        ("consistency,posture,diagnosis", "win", False),
+        ("", "direct", False),
+    ],
+)
+def test_anchors_are_needed_where_a_reward_is_compared(without: str, form: str, needs: bool) -> None:
+    config = Config.from_dict({"rewards": {"names": "posture,diagnosis", "weights": "1,1"}})
+    made = dataclasses.replace(
+        config.comparison, form=form, without_anchor=tuple(filter(None, without.split(",")))
+    )
+    assert needs_anchor(dataclasses.replace(config, comparison=made)) == needs
+
+
 def test_a_difference_centred_on_its_prompt_is_direct_but_for_its_scale() -> None:
     table, anchors = rewards(), bank()
     compared = run(table, anchors, form="difference", without_anchor=("posture",), min_std=1e-3)
@@ -79,8 +98,8 @@ def test_every_form_counts_one_for_a_bank_sd(form: str, temperature: float) -> N
     table = RewardTable(NAMES, torch.tensor([[0.0, -3 * step / 2], [0.0, 3 * step / 2]]))
     units = RewardUnits(torch.zeros(2), torch.ones(2))
     config = ComparisonConfig(form=form, temperature=temperature, without_anchor=())
-    group = torch.zeros(2, dtype=torch.int64)
-    score = compare(table, anchors.contiguous(), group, (0.0, 1.0), units, config).score
+    prompt_of = torch.zeros(2, dtype=torch.int64)
+    score = compare(table, anchors.contiguous(), prompt_of, (0.0, 1.0), units, config).score
     assert float(score[1] - score[0]) == pytest.approx(step, rel=0.05)
     assert form_scale("direct", 1.0) == 1.0
 
@@ -102,8 +121,8 @@ def test_a_tied_bank_does_not_blow_the_score_up() -> None:
 
 def test_units_are_pooled_within_prompts() -> None:
     values = torch.tensor([[0.0, 5.0], [2.0, 5.0], [10.0, 5.0], [14.0, 5.0]])
-    group = torch.tensor([0, 0, 1, 1])
-    units = reward_units(RewardTable(NAMES, values), group)
+    prompt_of = torch.tensor([0, 0, 1, 1])
+    units = reward_units(RewardTable(NAMES, values), prompt_of)
     assert units.std.tolist() == pytest.approx([(10 / 4) ** 0.5, 1.0])  # a reward that never varies gets 1
     assert units.mean.tolist() == pytest.approx([6.5, 5.0])
     single = reward_units(RewardTable(NAMES, values), torch.arange(4))

@@ -67,7 +67,7 @@ class Problem:
     def advantage(self, anchors: Tensor | None, anchor_of: Tensor, center: str, **settings: Any) -> Tensor:
         config = ComparisonConfig(without_anchor=(), **settings)
         result = compare(self.rewards(self.rollout.images), anchors, anchor_of, (1.0,), UNIT, config)
-        values = advantages(result.score, self.batch.group, center=center, scale="none", clip=1e9)
+        values = advantages(result.score, self.batch.prompt_of, center=center, scale="none", clip=1e9)
         return values.values
 
     def gradient(self, advantage: Tensor) -> tuple[Tensor, float]:
@@ -98,8 +98,8 @@ def within(estimate: Tensor, error: float, expected: float) -> None:
 
 @pytest.mark.parametrize("center", ["prompt", "batch", "none"])
 def test_direct(problem: Problem, center: str) -> None:
-    group = problem.batch.group
-    estimate, error = problem.gradient(problem.advantage(None, group, center, form="direct"))
+    prompt_of = problem.batch.prompt_of
+    estimate, error = problem.gradient(problem.advantage(None, prompt_of, center, form="direct"))
     within(estimate, error, BETA * problem.c_e)
 
 
@@ -107,7 +107,7 @@ def test_direct(problem: Problem, center: str) -> None:
 @pytest.mark.parametrize("center", ["batch", "none"])
 def test_difference_to_the_bank(problem: Problem, size: int, center: str) -> None:
     bank = problem.bank(size)
-    advantage = problem.advantage(bank, problem.batch.group, center, form="difference")
+    advantage = problem.advantage(bank, problem.batch.prompt_of, center, form="difference")
     estimate, error = problem.gradient(advantage)
     within(estimate, error, BETA * problem.c_e / float(bank.std(correction=0)))
 
@@ -119,7 +119,7 @@ def test_win_and_bradley_terry(problem: Problem) -> None:
     spread = (c_x**2 + problem.sigma**2) ** 0.5
     x = torch.distributions.Normal(problem.c_e * theta, spread)
     win = (2 * torch.pi) ** 0.5 * float(x.log_prob(bank / BETA).exp().mean())
-    estimate, error = problem.gradient(problem.advantage(bank, problem.batch.group, "none", form="win"))
+    estimate, error = problem.gradient(problem.advantage(bank, problem.batch.prompt_of, "none", form="win"))
     within(estimate, error, problem.c_e * win)
     grid = torch.linspace(-8, 8, 20_001) * spread + problem.c_e * theta
     s = float(bank.std(correction=0))
@@ -127,7 +127,7 @@ def test_win_and_bradley_terry(problem: Problem) -> None:
     slope = 4 * (1 + torch.pi / 8) ** 0.5 * BETA / s * (share * (1 - share)).mean(1)
     density = x.log_prob(grid).exp()
     expected = problem.c_e * float((slope * density).sum() / density.sum())
-    advantage = problem.advantage(bank, problem.batch.group, "batch", form="bradley_terry")
+    advantage = problem.advantage(bank, problem.batch.prompt_of, "batch", form="bradley_terry")
     within(*problem.gradient(advantage), expected)
 
 
@@ -158,7 +158,7 @@ def test_replayed_step_noise_gives_zero(problem: Problem, form: str) -> None:
 def test_ace_gets_its_share(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     problem = Problem(make_toy(num_ace_tokens=3), tmp_path)
     bank = problem.bank(8)
-    advantage = problem.advantage(bank, problem.batch.group, "batch", form="difference")
+    advantage = problem.advantage(bank, problem.batch.prompt_of, "batch", form="difference")
     estimate, error = problem.gradient(advantage)
     expected = BETA * problem.c_e / float(bank.std(correction=0))
     within(estimate, error, expected)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cxrl.config import Config
-from cxrl.rl.progress import Reporter
+from cxrl.rl.progress import Progress
 from cxrl.rl.trainer import Trainer
 
 TEXTS = (
@@ -31,7 +31,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-class Said(Reporter):
+class Said(Progress):
     def __init__(self) -> None:
         self.messages: list[str] = []
 
@@ -52,7 +52,7 @@ def mimic_run(
     )
     fakes["judges"].findings = ("Edema", "Fracture")
     said = Said()
-    rest = {"rewards": fakes["rewards"], "judges": fakes["judges"], "reporter": said}
+    rest = {"rewards": fakes["rewards"], "judges": fakes["judges"], "progress": said}
     return Trainer(config, tmp_path / "run", **rest), said
 
 

@@ -8,11 +8,11 @@ from cxrl.rl.progress import flat_numbers, rollout_diversity
 
 def test_rollout_diversity_is_the_mean_rms_distance_within_prompts() -> None:
     images = torch.rand(5, 1, 3, 4)
-    group = torch.tensor([0, 1, 0, 0, 2])
+    prompt_of = torch.tensor([0, 1, 0, 0, 2])
     pairs = [(0, 2), (0, 3), (2, 3)]
     expected = sum(float((images[a] - images[b]).square().mean().sqrt()) for a, b in pairs) / 3
-    assert rollout_diversity(images, group) == pytest.approx(expected, rel=1e-5)
-    assert rollout_diversity(images[:1], group[:1]) == 0.0
+    assert rollout_diversity(images, prompt_of) == pytest.approx(expected, rel=1e-5)
+    assert rollout_diversity(images[:1], prompt_of[:1]) == 0.0
 
 
 def test_flat_numbers() -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from PIL import Image
 
 import cxrl.rl.trainer as trainer_module
 from cxrl.config import Config
+from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
+from cxrl.rl.anchor import AnchorBank
 from cxrl.rl.engine import Engine
 from cxrl.rl.limits import Limits
-from cxrl.rl.progress import Reporter
+from cxrl.rl.progress import Progress
 from cxrl.rl.reopen import load_policy, open_run
 from cxrl.rl.trainer import Trainer
 from cxrl.rl.update import Updater
@@ -33,7 +35,7 @@ from cxrl.storage.reading import describe_file
 Make = Callable[..., Config]
 
 
-class Messages(Reporter):
+class Messages(Progress):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
@@ -138,9 +140,9 @@ def test_other_reward_files_are_refused_and_other_judges_told(
 ) -> None:
     path = checkpoints(run / "checkpoints")[-1]
     change(path, lambda state: state["models"].update({"eval.posture": "0" * 64}))
-    reporter = Messages()
-    start(config, run, fakes, resume=True, reporter=reporter)
-    assert "warning: other judges than before: eval.posture" in reporter.texts
+    progress = Messages()
+    start(config, run, fakes, resume=True, progress=progress)
+    assert "warning: other judges than before: eval.posture" in progress.texts
     change(path, lambda state: state["models"].update({"rewards.posture": "0" * 64}))
     with pytest.raises(CxrlError, match=r"rewards.posture: its files are others than when the run"):
         start(config, run, fakes, resume=True)
@@ -347,10 +349,10 @@ def test_a_stray_folder_among_the_checkpoints_is_named_once(
     config: Config, make_config: Make, run: Path, fakes: dict[str, Any]
 ) -> None:
     shutil.copytree(run / "checkpoints" / "step-000004", run / "checkpoints" / "step-000004-keep")
-    reporter = Messages()
+    progress = Messages()
     longer = make_config(train={"num_epochs": 3, "eval_every": 1}, policy={"ema_decay": 0.0})
-    start(longer, run, fakes, resume=True, reporter=reporter)
-    assert [t for t in reporter.texts if "step-000004-keep" in t] == [
+    start(longer, run, fakes, resume=True, progress=progress)
+    assert [t for t in progress.texts if "step-000004-keep" in t] == [
         f"{run / 'checkpoints'}: no checkpoints, passed over: step-000004-keep"
     ]
     load_checkpoint(run / "checkpoints" / "step-000004-keep")
@@ -416,3 +418,24 @@ def test_weights_of_the_last_epoch_are_the_last_within_limits(
     monkeypatch.setattr(Limits, "problems", lambda *_: "diversity is low")
     longer = make_config(train={"num_epochs": 3, "eval_every": 0}, policy={"ema_decay": 0.0})
     assert start(longer, tmp_path / "run", fakes, resume=True)["kept_epoch"] == 2
+
+
+def test_anchors_that_were_drawn_are_not_drawn_again(
+    config: Config, run: Path, fakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_checkpoint(checkpoints(run / "checkpoints")[-1])
+    before = set(state.tensors["bank.safetensors"]["prompt_ids"].tolist())
+    drawn: list[int] = []
+    add = AnchorBank.add
+
+    def spy(bank: AnchorBank, prompts: Sequence[ReportPrompt], rewards: torch.Tensor) -> None:
+        drawn.extend(p.prompt_id for p in prompts)
+        add(bank, prompts, rewards)
+
+    monkeypatch.setattr(AnchorBank, "add", spy)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=6))
+    trainer = Trainer(longer, run, resume=True, **fakes)
+    trainer.run()
+    assert not before & set(drawn)
+    assert len(trainer.parts.anchors.bank) == len(before) + len(drawn)
+    assert len(drawn) < 4 * longer.train.prompts_per_epoch, "no prompt came twice"

@@ -18,7 +18,7 @@ from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
 from cxrl.rl.limits import Limits
-from cxrl.rl.progress import Reporter
+from cxrl.rl.progress import Progress
 from cxrl.rl.reopen import load_policy
 from cxrl.rl.rollout import sample_images
 from cxrl.rl.seeding import derive_seed
@@ -28,7 +28,7 @@ from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 Make = Callable[..., Config]
 
 
-class Recorder(Reporter):
+class Recorder(Progress):
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.messages: list[str] = []
@@ -100,7 +100,7 @@ def test_every_choice_runs_is_finite_and_moves(
 ) -> None:
     config = make_config(train={"num_epochs": 2, "eval_every": 0}, **changes)
     recorder = Recorder()
-    Trainer(config, tmp_path / "run", reporter=recorder, **fakes).run()
+    Trainer(config, tmp_path / "run", progress=recorder, **fakes).run()
     numbers = [v for record in recorder.records for v in flat(record).values()]
     assert torch.tensor(numbers, dtype=torch.float64).isfinite().all()
     assert all(r["ratio_max_dev"] < 1e-5 and r["loss"] != 0 for r in recorder.records)
@@ -123,7 +123,7 @@ def test_every_choice_runs_is_finite_and_moves(
 def test_the_run_directory(make_config: Make, fakes: dict[str, Any], tmp_path: Path) -> None:
     config = make_config(run={"trackers": ["tensorboard"]}, train={"keep_checkpoints": 2})
     run, recorder = tmp_path / "run", Recorder()
-    summary = Trainer(config, run, reporter=recorder, **fakes).run()
+    summary = Trainer(config, run, progress=recorder, **fakes).run()
     folders = {"checkpoints", "adapter", "samples", "logs"}
     assert {p.name for p in run.iterdir()} == {
         ".cxrl-run.json",
@@ -161,11 +161,11 @@ def test_a_second_run_is_refused_resumed_or_overwrites(
     with pytest.raises(CxrlError, match=r"optim.clip_range: 0.01.*was started with 0.0001"):
         Trainer(make_config(optim={"clip_range": 0.01}), run, resume=True, **fakes).run()
     recorder = Recorder()
-    again = Trainer(config, run, resume=True, reporter=recorder, **fakes).run()  # finished: judged again
+    again = Trainer(config, run, resume=True, progress=recorder, **fakes).run()  # finished: judged again
     assert recorder.records == []
     assert again["policy"] == first["policy"]
     longer = make_config(train={"num_epochs": 2})
-    Trainer(longer, run, resume=True, reporter=recorder, **fakes).run()
+    Trainer(longer, run, resume=True, progress=recorder, **fakes).run()
     assert [r["epoch"] for r in recorder.records] == [1]
     over = Trainer(config, run, overwrite=True, **fakes).run()
     assert over["policy"] == first["policy"]
@@ -253,7 +253,7 @@ def test_early_stop_keeps_the_last_good_weights(
         policy={"ema_decay": 0.0},
     )
     recorder = Recorder()
-    trainer = Trainer(config, tmp_path / "run", reporter=recorder, **fakes)
+    trainer = Trainer(config, tmp_path / "run", progress=recorder, **fakes)
     start = {n: v.clone() for n, v in trainer.parts.policy.ema.items()}
     summary = trainer.run()
     assert [r["epoch"] for r in recorder.records] == [0, 1]
@@ -273,7 +273,7 @@ def test_a_run_that_ends_beyond_its_limits_keeps_the_last_good_weights(
     monkeypatch.setattr(Limits, "problems", lambda *_: next(problems))
     recorder = Recorder()
     config = make_config(train={"num_epochs": 2, "eval_every": 1}, policy={"ema_decay": 0.0})
-    summary = Trainer(config, tmp_path / "run", reporter=recorder, **fakes).run()
+    summary = Trainer(config, tmp_path / "run", progress=recorder, **fakes).run()
     assert (summary["epochs"], summary["kept_epoch"], summary["stopped_early"]) == (2, 1, "")
     assert "the weights of epoch 1, the last within limits, are kept" in recorder.messages
     monkeypatch.undo()

@@ -69,7 +69,7 @@ class Setup:
         total = torch.zeros(())
         for n in range(NUM):
             for k, t in enumerate(s.policy_steps.tolist()):
-                inputs = (s.timesteps[t][None], embeds[self.rollout.batch.group[n]][None])
+                inputs = (s.timesteps[t][None], embeds[self.rollout.batch.prompt_of[n]][None])
                 x_t, x_prev = self.rollout.latents[n, t][None], self.rollout.latents[n, t + 1][None]
                 output = self.policy.predict(x_t, *inputs, self.sampler.negative_embeds)
                 log_prob = trajectory_log_prob(*output, 2.0, x_t, x_prev, s.rows[t][None])

@@ -39,7 +39,7 @@ class Drawing:
 
     @property
     def prompts(self) -> list[int]:
-        return [self.batch.prompts[int(p)].prompt_id for p in self.batch.group]
+        return [self.batch.prompts[int(p)].prompt_id for p in self.batch.prompt_of]
 
 
 class Watch:
@@ -189,9 +189,9 @@ def compared(form: str, own: Tensor, bank: Tensor, unit: float, temperature: flo
     return scale * torch.sigmoid((own[:, None] - bank) / (temperature * spread[:, None])).mean(1)
 
 
-def normalised(score: Tensor, group: Tensor, center: str, scale: str, clip: float) -> Tensor:
+def normalised(score: Tensor, prompt_of: Tensor, center: str, scale: str, clip: float) -> Tensor:
     result = torch.empty_like(score)
-    scopes = [group == p for p in group.unique()] if center == "prompt" else [group >= 0]
+    scopes = [prompt_of == p for p in prompt_of.unique()] if center == "prompt" else [prompt_of >= 0]
     for members in scopes:
         own = score[members]
         centred = own if center == "none" else own - own.mean()
@@ -224,9 +224,11 @@ def test_the_advantages_are_the_formulas_of_the_recorded_rewards(
     c = trainer.config.comparison
     rollouts, scored = watch.of("rollout", False), list(watch.scored)
     first, bank, units = scored[0], {}, {}
-    group = rollouts[0].batch.group
+    prompt_of = rollouts[0].batch.prompt_of
     for name in WEIGHTS:
-        centred = torch.cat([first[name][group == p] - first[name][group == p].mean() for p in range(4)])
+        centred = torch.cat(
+            [first[name][prompt_of == p] - first[name][prompt_of == p].mean() for p in range(4)]
+        )
         units[name] = (float(first[name].mean()), float(centred.square().mean().sqrt()))
     for epoch in range(2):
         rewards = scored.pop(0)
@@ -244,7 +246,7 @@ def test_the_advantages_are_the_formulas_of_the_recorded_rewards(
                 continue
             of = torch.stack([bank[p][name] for p in drawing.prompts]) if bank else anchors[name][:, None]
             score += weight * compared(c.form, rewards[name], of, unit, c.temperature)
-        expected = normalised(score, drawing.batch.group, c.center, c.scale, c.advantage_clip)
+        expected = normalised(score, drawing.batch.prompt_of, c.center, c.scale, c.advantage_clip)
         # Float32 against float64: rewards differ from the bank's mean by a few of their last digits.
         torch.testing.assert_close(watch.advantages[epoch].double(), expected, rtol=2e-3, atol=2e-3)
     assert scored == []

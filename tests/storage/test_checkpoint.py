@@ -214,3 +214,14 @@ def test_a_write_that_the_system_cuts_leaves_the_old_one(tmp_path: Path) -> None
         signal.signal(signal.SIGXFSZ, handler)
     load_checkpoint(old)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_files_of_others_stay_in_what_a_killed_process_left(tmp_path: Path) -> None:
+    for name in (".partial-step-000002", ".partial-old-step-000001"):
+        shutil.copytree(save(tmp_path / "other", 3), tmp_path / name)
+        (tmp_path / name / "notes.txt").write_text("mine")
+    remove_partial(tmp_path)
+    left = {
+        str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if "other" not in p.parts and p.is_file()
+    }
+    assert left == {".partial-step-000002/notes.txt", ".partial-old-step-000001/notes.txt"}

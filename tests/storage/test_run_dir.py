@@ -282,9 +282,9 @@ def test_roll_back_makes_files_of_later_epochs_disappear(tmp_path: Path) -> None
     assert not (run.adapter / layout.ADAPTER_FILE).exists()
 
 
-def test_a_line_that_cannot_be_added_names_the_file(tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_added_names_the_file(tmp_path: Path, full_device: Path) -> None:
     run = claim(tmp_path)
-    (tmp_path / layout.METRICS).symlink_to("/dev/full")
+    (tmp_path / layout.METRICS).symlink_to(full_device)
     with pytest.raises(CxrlError, match=r"cannot write .*metrics.jsonl: No space left on device; make room"):
         run.append_metrics({"epoch": 0})
 

@@ -118,19 +118,17 @@ def test_a_kill_leaves_the_old_file_or_the_new(tmp_path: Path, monkeypatch: pyte
     assert {"old", "new"} == set(found)
 
 
-def test_a_device_is_written_to_and_stays_one(tmp_path: Path) -> None:
-    before = os.stat("/dev/full").st_rdev
-    with pytest.raises(CxrlError, match="cannot write /dev/full: No space left on device"):
-        write_text(Path("/dev/full"), "x")
-    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
-    assert os.stat("/dev/full").st_rdev == before
-    write_text(Path("/dev/null"), "x")
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+def test_a_device_is_written_to_and_stays_one(tmp_path: Path, full_device: Path) -> None:
+    before = full_device.stat().st_rdev
     link = tmp_path / "link"
-    link.symlink_to("/dev/null")
-    write_text(link, "x")
+    link.symlink_to(full_device)
+    for path in (full_device, link):
+        with pytest.raises(CxrlError, match=rf"cannot write {path}: No space left on device"):
+            write_text(path, "x")
+        assert stat.S_ISCHR(full_device.stat().st_mode)
+        assert full_device.stat().st_rdev == before
     assert link.is_symlink()
-    assert not [n for n in os.listdir("/dev") if "cxrl" in n]
+    assert not [n for n in os.listdir(full_device.parent) if "cxrl" in n]
 
 
 def test_a_fifo_gets_the_content(tmp_path: Path) -> None:

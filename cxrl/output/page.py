@@ -43,7 +43,7 @@ def is_restricted(run_dir: Path) -> bool:
         return True
 
 
-def report_page(run_dir: Path) -> str:
+def run_page(run_dir: Path) -> str:
     """The page of a run, finished or not.
 
     Raises:

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from cxrl.errors import CxrlError
-from cxrl.output.report import curve, read_metrics, report_page, series
+from cxrl.output.page import curve, read_metrics, run_page, series
 
 
 def record(epoch, reward, **extra):
@@ -49,7 +49,7 @@ def test_a_cut_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
 def test_an_unfinished_run_has_a_page_and_names_are_escaped(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {path: <script>}\n")
     write_metrics(tmp_path, [record(0, 1.0), record(1, 2.0)])
-    page = report_page(tmp_path)
+    page = run_page(tmp_path)
     assert "The run has not finished" in page
     assert "Not for diagnosis" in page
     assert "<script>" not in page
@@ -59,8 +59,8 @@ def test_an_unfinished_run_has_a_page_and_names_are_escaped(tmp_path):
 
 def test_what_is_no_run_or_damaged_is_told(tmp_path):
     with pytest.raises(CxrlError, match=r"is not a run of cxrl\.train"):
-        report_page(tmp_path)
+        run_page(tmp_path)
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "summary.json").write_text('{"anchor"')
     with pytest.raises(CxrlError, match=r"summary\.json is damaged"):
-        report_page(tmp_path)
+        run_page(tmp_path)

@@ -181,11 +181,27 @@ def others(films: Tensor) -> dict[str, tuple[Tensor, bool]]:
         "upside down": (films.flip(-2), True),
         "half turn": (films.rot90(2, (-2, -1)), False),
         "quarter turn": (films.rot90(1, (-2, -1)), True),
+        **{name: (images, False) for name, images in with_a_half_wrong(films).items()},
         "clouds": (clouds(rng), True),
         "checkerboards": (checkerboards(rng), False),
         "gradients": (gradients(rng), False),
         "pages": (pages(rng), False),
         "photographs": (photographs(), False),
+    }
+
+
+def with_a_half_wrong(films: Tensor) -> dict[str, Tensor]:
+    """Films of which halves are swapped, there twice or black; and mirrored ones, which may be real."""
+    half = SIZE // 2
+    left, right = films[..., :half], films[..., half:]
+    lower = torch.cat([films[..., :half, :], torch.zeros_like(films[..., half:, :])], -2)
+    return {
+        "left and right half swapped": films.roll(half, -1),
+        "left half doubled": torch.cat([left, left.flip(-1)], -1),
+        "right half doubled": torch.cat([right.flip(-1), right], -1),
+        "left half black": torch.cat([torch.zeros_like(left), right], -1),
+        "lower half black": lower,
+        "mirrored (may be real)": films.flip(-1),
     }
 
 

@@ -15,6 +15,7 @@ import csv
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,9 +114,49 @@ def not_films(films: Tensor, others: Tensor, seed: int) -> dict[str, Tensor]:
         "upside down": films.flip(-2),
         "on its side": films.transpose(-1, -2),
         "quarters swapped": films.roll((half, half), (-2, -1)),
-        "halves swapped": films.roll(half, -2),
+        "upper and lower half swapped": films.roll(half, -2),
+        "left and right half swapped": films.roll(half, -1),
         "other pictures": others,
     }
+
+
+def with_a_half_wrong(films: Tensor, seed: int) -> dict[str, Tensor]:
+    """Films of which a half is missing or there twice, which is no part of the fit; and mirrored ones."""
+    rng = torch.Generator().manual_seed(seed)
+    half = films.shape[-1] // 2
+    left, right = films[..., :half], films[..., half:]
+    doubled = {
+        "left half doubled": torch.cat([left, left.flip(-1)], -1),
+        "right half doubled": torch.cat([right.flip(-1), right], -1),
+    }
+    noisy = {
+        f"{name}, turned, moved, noisy": (
+            turned(images, 5.0 * (2.0 * torch.rand(len(films), generator=rng) - 1.0), 0.06)
+            + 0.02 * torch.randn(films.shape, generator=rng)
+        ).clamp(0, 1)
+        for name, images in doubled.items()
+    }
+    black = torch.zeros_like
+    return {
+        **doubled,
+        **noisy,
+        "left half black": torch.cat([black(left), right], -1),
+        "right half black": torch.cat([left, black(right)], -1),
+        "upper half black": torch.cat([black(films[..., :half, :]), films[..., half:, :]], -2),
+        "lower half black": torch.cat([films[..., :half, :], black(films[..., half:, :])], -2),
+        "mirrored": films.flip(-1),
+    }
+
+
+def turned(images: Tensor, degrees: Tensor, shift: float) -> Tensor:
+    """Every image turned by its degrees [N] and moved sideways, in half widths."""
+    angle = degrees * (math.pi / 180)
+    rows = [
+        torch.stack([angle.cos(), -angle.sin(), torch.full_like(angle, shift)], 1),
+        torch.stack([angle.sin(), angle.cos(), torch.zeros_like(angle)], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def augmented(films: Tensor, rng: torch.Generator) -> Tensor:
@@ -159,7 +200,7 @@ def fit(films: Tensor, others: Tensor) -> tuple[Tensor, float]:
 
 
 def scores(validity: Callable[[Tensor], Tensor], films: Tensor, others: Tensor) -> dict[str, Tensor]:
-    groups = {"films": films, **not_films(films, others, seed=99)}
+    groups = {"films": films, **not_films(films, others, seed=99), **with_a_half_wrong(films, seed=98)}
     return {name: validity(images) for name, images in groups.items()}
 
 

@@ -259,6 +259,22 @@ MUTANTS: list[Mutant] = [
         ("NOT_A_FILM * (1.0 - validity)", "NOT_A_FILM * validity"),
     ),
     *_in(
+        "scorers/validity.py",
+        "tests/scorers/test_validity.py",
+        ("detail.flip(-1)", "detail"),
+        ("best = torch.maximum(best, agreement.amax(1))", "best = agreement.amax(1)"),
+        ("_TURNS = range(-12, 13, 3)", "_TURNS = range(0, 1)"),
+        ("(flat, flat.flip(1))", "(flat,)"),
+        ("for axis in (1, 2):", "for axis in (1,):"),
+        ("layout * contrast * halves_validity(images)", "layout * contrast"),
+        ("layout * contrast *", "layout *"),
+    ),
+    *_in(
+        "scorers/phantom_network.py",
+        "tests/scorers/test_phantom_network.py tests/pretraining/test_posture.py",
+        ("validity if self.config.crop == 1.0 else validity * halves_validity(images)", "validity"),
+    ),
+    *_in(
         "storage/checkpoint.py",
         "tests/storage/test_checkpoint.py",
         ("for old in checkpoints(folder)[:-keep]:", "for old in checkpoints(folder)[: -keep - 1]:"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cxrl.errors import CxrlError
 from cxrl.findings import PHANTOM_FINDINGS
 from cxrl.models.weight_check import state_problem
+from cxrl.scorers.validity import halves_validity
 from cxrl.storage.writing import write_tensors
 
 
@@ -189,9 +190,12 @@ class Scorer(nn.Module):
         return self.config.findings or PHANTOM_FINDINGS
 
     def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(psi [N, 5], validity [N] in [0, 1]) (posture only)."""
+        """(psi [N, 5], validity [N] in [0, 1]) (posture only). A model of real films, which sees their middle
+        alone, cannot tell a half that is there twice: :func:`cxrl.scorers.validity.halves_validity` does.
+        """
         psi, logit = self(images)
-        return psi, logit.sigmoid()
+        validity = logit.sigmoid()
+        return psi, validity if self.config.crop == 1.0 else validity * halves_validity(images)
 
     def diagnose(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(probability [N, F], validity [N] in [0, 1]) (diagnosis only)."""

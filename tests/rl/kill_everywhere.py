@@ -28,6 +28,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).parent
 RESULT = Path(__file__).with_suffix(".json")
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "os.chmod"}
@@ -92,6 +94,7 @@ def main() -> int:
     forked, resume = module("forked", HERE / "forked_runs.py"), module("resume", HERE / "test_resume.py")
     fakes = module("fakes", HERE / "conftest.py")
     shared = module("shared", HERE.parents[0] / "conftest.py")
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and who waits for them hangs
     folder = Path(tempfile.mkdtemp())
     try:
         pipeline = str(shared.write_pipeline(folder / "pipeline"))

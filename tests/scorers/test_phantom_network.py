@@ -103,6 +103,21 @@ def test_a_file_from_before_crops_sees_the_whole_image(tmp_path: Path) -> None:
         assert torch.equal(loaded(IMAGES)[0], model(IMAGES)[0])
 
 
+def test_a_model_of_real_films_refuses_a_half_that_is_there_twice_or_missing() -> None:
+    half = torch.rand(2, 1, 64, 32, generator=torch.Generator().manual_seed(0))
+    doubled = torch.cat([half, half.flip(-1)], -1)
+    missing = torch.cat([half, torch.zeros_like(half)], -1)
+    plain = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    for crop in (1.0, 0.75):
+        model = Scorer(ScorerConfig("posture", "resnet", 4, 32, 5, crop=crop)).eval()
+        with torch.no_grad():
+            for images in (doubled, missing, plain):
+                (psi, logit), (read, validity) = model(images), model.pose(images)
+                assert torch.equal(psi, read)
+                refused = crop < 1.0 and images is not plain
+                assert torch.equal(validity, torch.zeros(2) if refused else logit.sigmoid())
+
+
 def test_words_of_a_report() -> None:
     assert words("Large, LEFT effusion. No edema; clear") == [
         *("large", "left", "effusion", "."),

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cxrl.data.phantom.films import corpus
-from cxrl.scorers.validity import COEFFICIENTS, NUM_FEATURES, film_features, film_validity
+from cxrl.scorers.validity import (
+    COEFFICIENTS,
+    EMPTY_RAMP,
+    MIRROR_RAMP,
+    NUM_FEATURES,
+    empty_share,
+    film_features,
+    film_validity,
+    halves_validity,
+    mirror_agreement,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +96,72 @@ def test_rows_do_not_touch_each_other(films: Tensor) -> None:
 def test_the_coefficients_are_as_many_as_the_features(films: Tensor) -> None:
     assert film_features(films[:1]).shape == (1, NUM_FEATURES)
     assert len(COEFFICIENTS) == NUM_FEATURES
+
+
+def left_doubled(films: Tensor) -> Tensor:
+    left = films[..., : films.shape[-1] // 2]
+    return torch.cat([left, left.flip(-1)], -1)
+
+
+def turned(films: Tensor, degrees: float, shift: float) -> Tensor:
+    a = math.radians(degrees)
+    matrix = torch.tensor([[math.cos(a), -math.sin(a), shift], [math.sin(a), math.cos(a), 0.0]])
+    grid = F.affine_grid(matrix.expand(len(films), 2, 3), list(films.shape), align_corners=False)
+    return F.grid_sample(films, grid, padding_mode="border", align_corners=False)
+
+
+def half_black(films: Tensor, half: str) -> Tensor:
+    middle, black = films.shape[-1] // 2, films.clone()
+    side = slice(None, middle) if half in ("left", "upper") else slice(middle, None)
+    (black.mT if half in ("upper", "lower") else black)[..., side] = 0.0
+    return black
+
+
+HALVES_WRONG = {
+    "left_doubled": left_doubled,
+    "right_doubled": lambda x: left_doubled(x.flip(-1)),
+    **{
+        f"{half}_black": functools.partial(half_black, half=half)
+        for half in ("left", "right", "upper", "lower")
+    },
+}
+
+
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("kind", HALVES_WRONG)
+def test_a_half_that_is_missing_or_there_twice_is_refused(films: Tensor, kind: str, size: int) -> None:
+    spoilt = F.interpolate(HALVES_WRONG[kind](films), (size, size), mode="bilinear")
+    noise = torch.randn(spoilt.shape, generator=torch.Generator().manual_seed(0))
+    # The guard sees 64 pixels: of a larger image the noise is averaged.
+    noisy = (spoilt + (0.02 if size > 64 else 0.01) * noise).clamp(0, 1)
+    for images in (spoilt, noisy, 1.0 - spoilt, 0.3 + 0.4 * spoilt):
+        assert float(halves_validity(images).max()) == 0.0
+        assert float(film_validity(images).max()) == 0.0
+
+
+@pytest.mark.parametrize("degrees", [-5.0, -2.5, 1.0, 4.0])
+def test_a_doubled_half_is_seen_turned_and_moved(films: Tensor, degrees: float) -> None:
+    large = F.interpolate(left_doubled(films), (256, 256), mode="bilinear")
+    for shift in (-0.06, 0.0, 0.03):
+        agreement = mirror_agreement(turned(large, degrees, shift))
+        assert float(agreement.quantile(0.05)) > MIRROR_RAMP[1]
+
+
+def test_the_limits_ask_nothing_of_a_film(films: Tensor) -> None:
+    assert float((halves_validity(films) == 1.0).float().mean()) > 0.9
+    torch.testing.assert_close(halves_validity(films.flip(-1)), halves_validity(films), rtol=0, atol=1e-4)
+    bordered = F.pad(films, (10, 10, 0, 0))  # a portrait film in a square
+    assert float(empty_share(bordered).max()) < EMPTY_RAMP[0]
+    assert bool((halves_validity(bordered) > 0.5).float().mean() > 0.9)
+
+
+def test_agreement_and_emptiness_of_known_images() -> None:
+    noise = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert float(mirror_agreement(noise).max()) < 0.3
+    assert mirror_agreement((noise + noise.flip(-1)) / 2).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert mirror_agreement(torch.full((1, 1, 64, 64), 0.5)).tolist() == [0.0]
+    for strip in (0, 7, 40):
+        empty = noise.clone()
+        empty[..., 64 - strip :] = 0.2
+        assert empty_share(empty).tolist() == pytest.approx([strip / 64] * 2)
+        assert empty_share(empty.mT).tolist() == pytest.approx([strip / 64] * 2)

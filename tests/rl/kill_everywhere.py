@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 HERE = Path(__file__).parent
 RESULT = Path(__file__).with_suffix(".json")
@@ -187,6 +188,7 @@ def pairs(
     def both(run: Path, again: bool, arms: tuple[Any, Any]) -> list[dict[str, Any]]:
         def work(arm: Any) -> Callable[[Any], None]:
             def go(_: Any) -> None:
+                AcceleratorState._reset_state(reset_partial_state=True)  # the parent's is of one process
                 arm()
                 forked.train(fakes, pipeline, run, resume=again, **sections)
 

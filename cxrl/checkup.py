@@ -111,23 +111,25 @@ def estimate_text(config: Config, files: Sequence[RequiredFile]) -> str:
         ("UNet, anchor", f"{work.anchor_rows:,} rows an epoch; the bank {work.bank_rows:,} in all"),
         ("UNet, judging", f"{work.eval_rows:,} rows in all"),
     ]
-    size = footprint(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = footprint(config, device)
     if size is None:
         rows.append(("memory, time", "not known before model.path is on this machine"))
         return _aligned("cost", rows)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processes = max(1, torch.cuda.device_count())
     rate = matmul_rate(device, DTYPES[config.model.dtype])
     cost = estimate(config, size, rate, processes)
     rows += [
         (
             "a row",
-            f"{size.flops / 1e9:,.1f} GFLOP forward, {size.activations / 2**20:,.0f} MiB of activations",
+            f"{size.flops / 1e9:,.1f} GFLOP forward; {size.update.row / 2**20:,.0f} MiB alive in the update, "
+            f"{size.sampling.row / 2**20:,.0f} MiB in the rollout",
         ),
         (
             "memory",
             f"about {cost.bytes_weights / _GIB:.1f} GiB of weights and optimizer, "
-            f"{cost.bytes_activations / _GIB:.1f} GiB of activations; reward models and judges come on top",
+            f"{cost.bytes_activations / _GIB:.1f} GiB of activations; reward models and judges come on top, "
+            "and what the allocator holds back",
         ),
         (
             "time",

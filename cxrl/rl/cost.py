@@ -1,8 +1,9 @@
 """What a run will cost, before anything heavy starts: images, passes through the UNet, memory and time.
 
-Counts leave out the few rows that watch the ratio and the KL. FLOPs and activations come from one pass of the
-UNet's own class on the meta device, where nothing is computed or stored; seconds are those FLOPs at
-``EFFICIENCY`` of the rate that this device shows on a large matrix product: a guide and no measurement.
+Counts leave out the few rows that watch the ratio and the KL. FLOPs come from one pass of the UNet's own
+class on the meta device, where nothing is computed or stored, and memory from :mod:`cxrl.rl.step_memory`;
+seconds are those FLOPs at ``EFFICIENCY`` of the rate that this device shows on a large matrix product: a
+guide and no measurement.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import torch
 from torch import Tensor
 
 from cxrl.config import Config
-from cxrl.models.base import DTYPES
+from cxrl.models.attention import PolicyAttention
+from cxrl.models.base import DECODE_BATCH, DECODE_PIXELS, DTYPES
 from cxrl.rl.comparison import needs_anchor
 from cxrl.rl.schedule import ddim_table
+from cxrl.rl.step_memory import RowMemory, rows_memory
 from cxrl.shipped import BASE, is_shipped
 from cxrl.storage.reading import in_hub_cache, read_json
 
 EFFICIENCY = 0.4
 """Share of a large matrix product's rate that a UNet of convolutions and small products reaches, about."""
-CHECKPOINTED = 0.25
-"""Share of the activations that gradient checkpointing leaves, about: a block, and the inputs of all."""
 _ADAM = 5
 """Float32 copies of a trained weight: itself, gradient, two moments, average."""
 
@@ -96,17 +97,25 @@ class Footprint:
         weights: Parameters of UNet, autoencoder and text encoder.
         trained: Parameters that learn.
         flops: Of one row's forward pass through the UNet.
-        activations: Bytes that one row keeps for its backward pass.
+        update: Memory of a forward and backward pass through the policy, a row being one branch of a sample.
+        sampling: Memory of a forward pass.
+        decoding: Bytes of decoding as many images as are decoded at once.
     """
 
     weights: int
     trained: int
     flops: int
-    activations: int
+    update: RowMemory
+    sampling: RowMemory
+    decoding: int
 
 
-def footprint(config: Config) -> Footprint | None:
+def footprint(config: Config, device: torch.device) -> Footprint | None:
     """Of ``model.path``, from its configuration files alone; None for a hub id that is not on this machine.
+
+    Args:
+        config: ``model`` and ``policy``.
+        device: Where it is to run, which decides on the ops.
 
     Raises:
         CxrlError: A configuration file is damaged.
@@ -122,18 +131,48 @@ def footprint(config: Config) -> Footprint | None:
         vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
         text = AutoModel.from_config(AutoConfig.from_pretrained(folder / "text_encoder"))
     total = sum(p.numel() for part in (unet, vae, text) for p in part.parameters())
-    dtype = DTYPES[config.model.dtype]
+    dtype, full = DTYPES[config.model.dtype], config.policy.train == "full"
     # The class's own .to() warns of layers that are to stay float32, where there are none.
-    torch.nn.Module.to(unet, dtype)
-    unet.requires_grad_(config.policy.train == "full")
+    torch.nn.Module.to(unet, torch.float32 if full else dtype)
+    torch.nn.Module.to(vae, dtype)
+    vae.requires_grad_(False)
+    unet.requires_grad_(full)
+    width, extra = unet.config.cross_attention_dim, config.policy.num_ace_tokens
+    tokens = getattr(text.config, "max_position_embeddings", 77)
+    flops = _flops_of_a_row(unet, tokens + extra, width)
     if config.policy.train == "lora":
         _add_lora(unet, config.policy.lora_rank)
-    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    width = unet.config.cross_attention_dim
-    trained += config.policy.num_ace_tokens * width
-    tokens = getattr(text.config, "max_position_embeddings", 77) + config.policy.num_ace_tokens
-    flops, activations = _one_row(unet, tokens, width, dtype)
-    return Footprint(total, trained, flops, activations)
+    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad) + extra * width
+    unet.set_attn_processor(PolicyAttention())
+    if config.model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    channels, height, columns = unet.config.in_channels, *_sides(unet)
+
+    def predict(rows: int) -> Tensor:
+        x = torch.empty(rows, channels, height, columns, dtype=dtype)
+        t, embeds = torch.zeros(rows, dtype=torch.int64), torch.empty(rows, tokens, width, dtype=dtype)
+        attention = {}
+        if extra:
+            ace = torch.empty(extra, width, requires_grad=torch.is_grad_enabled())
+            attention["ace"] = ace.to(dtype)
+        with torch.autocast(device.type, dtype, enabled=full and dtype != torch.float32):
+            output: Tensor = unet(x, t, embeds, cross_attention_kwargs=attention, return_dict=False)[0]
+        return output
+
+    @torch.no_grad()
+    def decode(images: int) -> None:
+        vae.decode(torch.empty(images, channels, height, columns, dtype=dtype))
+
+    pixels = height * columns * 4 ** (len(vae.config.block_out_channels) - 1)
+    at_once = min(DECODE_BATCH, max(1, DECODE_PIXELS // pixels))
+    return Footprint(
+        total,
+        trained,
+        flops,
+        update=rows_memory(device, unet, lambda rows: predict(rows).float().sum().backward()),
+        sampling=rows_memory(device, unet, torch.no_grad()(predict)),
+        decoding=rows_memory(device, vae, decode).of(at_once),
+    )
 
 
 def _local_folder(path: str) -> Path | None:
@@ -154,33 +193,20 @@ def _add_lora(unet: Any, rank: int) -> None:
         unet.add_adapter(LoraConfig(r=rank, target_modules=LORA_TARGETS, init_lora_weights=False))
 
 
-def _one_row(unet: Any, tokens: int, width: int, dtype: torch.dtype) -> tuple[int, int]:
-    """FLOPs of a forward pass and bytes that autograd keeps of it, weights aside."""
+def _sides(unet: Any) -> tuple[int, int]:
+    size = unet.config.sample_size
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _flops_of_a_row(unet: Any, tokens: int, width: int) -> int:
+    """FLOPs of a forward pass, with the attention of diffusers, which FlopCounterMode knows."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    size = unet.config.sample_size
-    height, columns = (size, size) if isinstance(size, int) else size
-    kept: dict[tuple[Any, ...], int] = {}
-    weights = {id(p) for p in unet.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        base = tensor._base if tensor._base is not None else tensor
-        if id(base) not in weights:
-            # Ids are reused once a tensor is gone: hold on to it, which costs nothing on the meta device.
-            kept[(id(base), base.numel())] = base.numel() * base.element_size()
-            alive.append(base)
-        return tensor
-
-    alive: list[Tensor] = []
-    with (
-        torch.device("meta"),
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        x = torch.empty(1, unet.config.in_channels, height, columns, dtype=dtype)
-        text = torch.empty(1, tokens, width, dtype=dtype, requires_grad=True)
-        unet(x, torch.zeros(1, dtype=torch.int64), text)
-    return counter.get_total_flops(), sum(kept.values())
+    dtype = next(unet.parameters()).dtype
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        x = torch.empty(1, unet.config.in_channels, *_sides(unet), dtype=dtype)
+        unet(x, torch.zeros(1, dtype=torch.int64), torch.empty(1, tokens, width, dtype=dtype))
+    return counter.get_total_flops()
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
@@ -204,7 +230,7 @@ class Estimate:
 
     Attributes:
         bytes_weights: Networks and what the optimizer keeps.
-        bytes_activations: Largest at once, of the update.
+        bytes_activations: Most at once: of the update, of sampling or of decoding.
         seconds_per_epoch: Rollout and update.
         seconds_total: The whole run, with the bank and the evaluations.
     """
@@ -222,9 +248,11 @@ def estimate(config: Config, size: Footprint, rate: float, num_processes: int = 
     networks = size.weights * DTYPES[config.model.dtype].itemsize
     trained = size.trained * 4 * (_ADAM + (1 if full else 0))
     branches = 2 if config.sampler.guidance_scale > 1 else 1
-    activations = min(config.optim.micro_batch_size * branches, work.update_rows) * size.activations
-    if config.model.gradient_checkpointing:
-        activations = round(activations * CHECKPOINTED)
+    activations = max(
+        size.update.of(min(config.optim.micro_batch_size * branches, work.update_rows)),
+        size.sampling.of(min(config.sampler.batch_size, work.images_per_epoch) * branches),
+        size.decoding,
+    )
     # The backward pass goes through frozen weights too: as much as the forward, again for weights that learn.
     passes = 3 if full else 2
     passes += config.model.gradient_checkpointing

@@ -14,8 +14,10 @@ import torch
 
 from cxrl.config import Config
 from cxrl.models.base import DTYPES
+from cxrl.models.base_files import local_folder
 from cxrl.ops import unavailable_reason
 from cxrl.output.terminal import duration
+from cxrl.rl.batch_sizes import fit_to_memory, machine_memory
 from cxrl.rl.cost import counts, estimate, footprint, matmul_rate
 from cxrl.scorers.required import RequiredFile, how_to_get
 
@@ -40,7 +42,7 @@ def environment_text() -> str:
     rows += [
         ("processor", f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads")
     ]
-    rows += [("memory", f"{_memory() / _GIB:.0f} GiB")]
+    rows += [("memory", f"{machine_memory(torch.device('cpu')) / _GIB:.0f} GiB")]
     rows += [("extension", _extension())]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for number in range(torch.cuda.device_count()):
@@ -72,10 +74,6 @@ def _processor() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _extension() -> str:
@@ -112,11 +110,13 @@ def estimate_text(config: Config, files: Sequence[RequiredFile]) -> str:
         ("UNet, judging", f"{work.eval_rows:,} rows in all"),
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = footprint(config, device)
-    if size is None:
+    if local_folder(config.model.path) is None:
         rows.append(("memory, time", "not known before model.path is on this machine"))
         return _aligned("cost", rows)
     processes = max(1, torch.cuda.device_count())
+    config, fitted = fit_to_memory(config, device)
+    size = footprint(config, device)
+    assert size is not None
     rate = matmul_rate(device, DTYPES[config.model.dtype])
     cost = estimate(config, size, rate, processes)
     rows += [
@@ -131,6 +131,7 @@ def estimate_text(config: Config, files: Sequence[RequiredFile]) -> str:
             f"{cost.bytes_activations / _GIB:.1f} GiB of activations; reward models and judges come on top, "
             "and what the allocator holds back",
         ),
+        *([("batch sizes", fitted)] if fitted else []),
         (
             "time",
             f"about {duration(cost.seconds_per_epoch)} an epoch, {duration(cost.seconds_total)} in all on "

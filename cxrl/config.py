@@ -166,7 +166,11 @@ class SamplerConfig(Section):
         choices=("trailing", "leading", "linspace"),
     )
     batch_size: int = option(
-        96, "images sampled at once; memory is linear in it", unit="images", low=1, high=MAX_IMAGES
+        96,
+        "images sampled at once; memory is linear in it; 0: as many as optim.micro_batch_size",
+        unit="images",
+        low=0,
+        high=MAX_IMAGES,
     )
 
 
@@ -320,7 +324,12 @@ class OptimConfig(Section):
         1, "pieces of a minibatch; does not change the result", low=1, high=MAX_IMAGES
     )
     micro_batch_size: int = option(
-        96, "(sample, timestep) pairs per forward pass; sets the memory", unit="rows", low=1, high=MAX_IMAGES
+        96,
+        "(sample, timestep) pairs per forward pass; sets the memory; 0: what fits into it, with gradient "
+        "checkpointing where it must",
+        unit="rows",
+        low=0,
+        high=MAX_IMAGES,
     )
     timestep_fraction: float = option(
         1.0, "share of a trajectory's steps that is trained on", above=0.0, high=1.0

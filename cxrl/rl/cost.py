@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from torch import Tensor
 from cxrl.config import Config
 from cxrl.models.attention import PolicyAttention
 from cxrl.models.base import DECODE_BATCH, DECODE_PIXELS, DTYPES
+from cxrl.models.base_files import local_folder
 from cxrl.rl.comparison import needs_anchor
 from cxrl.rl.schedule import ddim_table
 from cxrl.rl.step_memory import RowMemory, rows_memory
-from cxrl.shipped import BASE, is_shipped
-from cxrl.storage.reading import in_hub_cache, read_json
+from cxrl.storage.reading import read_json
 
 EFFICIENCY = 0.4
 """Share of a large matrix product's rate that a UNet of convolutions and small products reaches, about."""
@@ -82,7 +81,7 @@ def counts(config: Config) -> Counts:
 
 def _policy_steps(config: Config) -> int:
     """Steps with noise, which are trained on; all, where the base's scheduler is not on this machine."""
-    sampler, folder = config.sampler, _local_folder(config.model.path)
+    sampler, folder = config.sampler, local_folder(config.model.path)
     if folder is None:
         return sampler.num_steps
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -120,7 +119,7 @@ def footprint(config: Config, device: torch.device) -> Footprint | None:
     Raises:
         CxrlError: A configuration file is damaged.
     """
-    folder = _local_folder(config.model.path)
+    folder = local_folder(config.model.path)
     if folder is None:
         return None
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -173,15 +172,6 @@ def footprint(config: Config, device: torch.device) -> Footprint | None:
         sampling=rows_memory(device, unet, torch.no_grad()(predict)),
         decoding=rows_memory(device, vae, decode).of(at_once),
     )
-
-
-def _local_folder(path: str) -> Path | None:
-    if is_shipped(path):
-        return BASE
-    if Path(path).is_dir():
-        return Path(path)
-    found = in_hub_cache(path, "unet/config.json")
-    return None if found is None else found.parents[1]
 
 
 def _add_lora(unet: Any, rank: int) -> None:

@@ -24,6 +24,7 @@ from cxrl.models.base import load_base
 from cxrl.models.fingerprint import check_fingerprint
 from cxrl.models.policy import Policy
 from cxrl.presets import load_yaml
+from cxrl.rl.batch_sizes import fill_batch_sizes
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler, image_noise
@@ -54,7 +55,7 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
     """
     if not (run_dir / CONFIG).is_file():
         raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
-    config = load_yaml(run_dir / CONFIG)
+    config, _ = fill_batch_sizes(load_yaml(run_dir / CONFIG), engine.device)
     model = config.model
     _check_sampler(config, run_dir)
     policy = load_policy(

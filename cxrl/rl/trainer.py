@@ -24,6 +24,7 @@ from cxrl.evaluation.summary import JudgeModels, Summary
 from cxrl.models.adapter import save_adapter
 from cxrl.rewards.base import Reward, score_all
 from cxrl.rl.advantages import advantages
+from cxrl.rl.batch_sizes import fill_batch_sizes
 from cxrl.rl.build import Prompts, build
 from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
@@ -33,7 +34,7 @@ from cxrl.rl.records import RewardTable, Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState
 from cxrl.rl.seeding import generator, seed_globals
-from cxrl.storage.layout import SUMMARY, grid_name
+from cxrl.storage.layout import CONFIG, SUMMARY, grid_name
 from cxrl.storage.privacy import owner_only
 from cxrl.storage.run_dir import RunDir
 from cxrl.storage.writing import write_json
@@ -77,10 +78,14 @@ class Trainer:
         self.progress = progress or Progress()
         with owner_only(config.data.is_restricted):
             self.engine = Engine(self.run_dir.path, config.run.trackers, timeout=config.run.process_timeout)
+            before = self.run_dir.path / CONFIG if resume else None
+            self.config, self._fitted = fill_batch_sizes(
+                config, self.engine.device, self.engine.world, before
+            )
             if self.engine.is_main:
-                self.run_dir.check(config, resume=resume, overwrite=overwrite)
-            self.parts = build(config, self.engine, rewards=rewards, judges=judges, prompts=prompts)
-        self.state = RunState(config, self.parts, self.engine)
+                self.run_dir.check(self.config, resume=resume, overwrite=overwrite)
+            self.parts = build(self.config, self.engine, rewards=rewards, judges=judges, prompts=prompts)
+        self.state = RunState(self.config, self.parts, self.engine)
 
     def run(self) -> dict[str, Any]:
         """Train to the end.
@@ -99,7 +104,7 @@ class Trainer:
         """Inside, the run directory is this run's, and the trackers are open."""
         if self.engine.is_main:
             self.run_dir.claim(self.config, resume=self.resume, overwrite=self.overwrite)
-            for note in self.parts.notes:
+            for note in filter(None, (*self.parts.notes, self._fitted)):
                 self.progress.message(note)
         try:
             self.engine.wait()

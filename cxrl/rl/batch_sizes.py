@@ -1,0 +1,130 @@
+"""Batch sizes by the memory that is there, where a configuration leaves them open.
+
+Rows that go through the networks at once change a result by rounding alone, so they may follow the machine.
+What is chosen stands in the run's ``config.yaml``, and a run that is resumed keeps it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+
+from cxrl.config import Config
+from cxrl.models.base_files import find_base, local_folder
+from cxrl.presets import load_yaml
+from cxrl.rl.cost import estimate, footprint
+
+SHARE = 0.6
+"""Of the memory, for networks, optimizer and activations: the rest is for reward models and judges, and for
+what kernels and allocators take."""
+ROWS = (8, 4, 2, 1)
+"""What is tried. More than eight rows at 512 pixels keep a GPU no busier."""
+ENOUGH = 4
+"""Rows from which gradient checkpointing, a third more time, is not worth the memory."""
+_GIB = 2.0**30
+
+
+def is_open(config: Config) -> bool:
+    """Whether a batch size is left to :func:`fit_to_memory`."""
+    return config.optim.micro_batch_size == 0 or config.sampler.batch_size == 0
+
+
+def fill_batch_sizes(
+    config: Config, device: torch.device, num_processes: int = 1, saved: Path | None = None
+) -> tuple[Config, str]:
+    """The configuration of a run with the batch sizes that it leaves open.
+
+    Args:
+        config: Its base is downloaded where it is a hub id that is not on this machine.
+        device: Where it runs.
+        num_processes: That share the memory of a CPU.
+        saved: The ``config.yaml`` of a run that goes on, whose batch sizes stay.
+
+    Returns:
+        As :func:`fit_to_memory`.
+
+    Raises:
+        CxrlError: The base cannot be had, or a file is damaged.
+    """
+    if not is_open(config):
+        return config, ""
+    if saved is not None and saved.is_file():
+        before, model, optim, sampler = load_yaml(saved), config.model, config.optim, config.sampler
+        return _changed(
+            config,
+            optim.micro_batch_size or before.optim.micro_batch_size,
+            sampler.batch_size or before.sampler.batch_size,
+            before.model.gradient_checkpointing
+            if optim.micro_batch_size == 0
+            else model.gradient_checkpointing,
+        ), ""
+    if local_folder(config.model.path) is None:
+        find_base(config.model.path, config.model.allow_pickle)
+    return fit_to_memory(config, device, num_processes)
+
+
+def fit_to_memory(
+    config: Config, device: torch.device, num_processes: int = 1, memory: int | None = None
+) -> tuple[Config, str]:
+    """Fill in ``optim.micro_batch_size`` and ``sampler.batch_size`` where they are 0.
+
+    Args:
+        config: With ``model.path`` on this machine. ``model.gradient_checkpointing`` stays on where it is on,
+            and is switched on where few rows fit without it.
+        device: Where it runs.
+        num_processes: That share the memory of a CPU.
+        memory: Bytes; None is this machine's.
+
+    Returns:
+        The configuration, and what to tell about it; "" where nothing was open.
+
+    Raises:
+        CxrlError: A configuration file of the base is damaged.
+    """
+    if not is_open(config):
+        return config, ""
+    memory = memory or machine_memory(device) // (1 if device.type == "cuda" else num_processes)
+    given, chosen, need = config.optim.micro_batch_size, config, 0
+    for checkpointing in (True,) if config.model.gradient_checkpointing else (False, True):
+        found = footprint(_changed(config, 1, 1, checkpointing), device)
+        if found is None:
+            raise ValueError(f"model.path {config.model.path} is not on this machine")
+        for rows in (given,) if given else ROWS:
+            chosen = _changed(config, rows, config.sampler.batch_size or rows, checkpointing)
+            cost = estimate(chosen, found, rate=1.0)
+            need = cost.bytes_weights + cost.bytes_activations
+            if need <= SHARE * memory:
+                break
+        if given or (need <= SHARE * memory and chosen.optim.micro_batch_size >= ENOUGH):
+            break
+    rows, kept = chosen.optim.micro_batch_size, chosen.model.gradient_checkpointing
+    short = need > SHARE * memory
+    told = (
+        f"{'warning: ' if short else ''}{rows} rows at once{' with gradient checkpointing' if kept else ''}, "
+        f"about {need / _GIB:.1f} GiB beside reward models and judges, of {memory / _GIB:.1f} GiB of the "
+        f"{'GPU' if device.type == 'cuda' else 'machine'}"
+        f"{': it may not be enough' if short else ''} (--optim.micro-batch-size chooses otherwise)"
+    )
+    return chosen, told
+
+
+def _changed(config: Config, micro: int, batch: int, checkpointing: bool) -> Config:
+    return dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, micro_batch_size=micro),
+        sampler=dataclasses.replace(config.sampler, batch_size=batch),
+        model=dataclasses.replace(config.model, gradient_checkpointing=checkpointing),
+    )
+
+
+def machine_memory(device: torch.device) -> int:
+    """Bytes of a GPU; of the machine, or of what a container may take of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(found, int(text)) if text.isdigit() else found

@@ -3,17 +3,20 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 
+import numpy as np
 import pydicom
 import pytest
 import torch
 import yaml
+from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cxrl import evaluate, generate, report, train
+from cxrl import evaluate, export, generate, report, train
 from cxrl.data.prompts import ReportPrompt
 from cxrl.images.read import read_image
 from cxrl.rewards.base import _REGISTRY, register_reward
@@ -248,6 +251,61 @@ def test_restricted_data_leaves_no_prompt_and_no_file_for_others(copy, tmp_path)
     for path in written:
         assert path.stat().st_mode & 0o077 == 0, path
         assert path == page or path.is_dir() or b"effusion" not in path.read_bytes()
+
+
+def test_export_gives_plain_diffusers_the_images_of_generate(finished, tmp_path, capsys):
+    logging.disable_progress_bar()
+    out = tmp_path / "out"
+    assert export.main(["--run", str(finished), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: a StableDiffusionPipeline; its README.md has the call")
+    assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {0o666 & ~umask()}
+    code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    names = {}
+    code = code.replace('folder = "."', f"folder = {str(out)!r}")
+    exec(code.replace("Small left pleural effusion.", "left effusion"), names)
+    argv = ["--run", str(finished), "--prompt", "left effusion", "--num-images", "1", "--out"]
+    assert generate.main([*argv, str(tmp_path / "images")]) == 0
+    (path,) = (tmp_path / "images").iterdir()
+    with Image.open(path) as image:
+        ours = np.asarray(image, dtype=float)
+    assert abs(np.asarray(names["image"], dtype=float).mean(-1) - ours).max() <= 1.0
+
+
+def test_export_touches_nothing_that_is_there(finished, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    for name in ("mine", "file", "link"):
+        argv = ["--run", finished, "--out", tmp_path / name]
+        fails(capsys, export.main, argv, f"--out: {tmp_path / name} is there and no empty folder")
+    fails(capsys, export.main, ["--run", finished, "--out", tmp_path / "file" / "x"], "--out: cannot write")
+    fails(
+        capsys, export.main, ["--run", tmp_path / "mine", "--out", tmp_path / "new"], "is not a run", "--run"
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {"mine", "file", "empty", "link"}
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+    assert export.main(["--run", str(finished), "--out", str(tmp_path / "empty")]) == 0
+    assert (tmp_path / "empty" / "model_index.json").is_file()
+
+
+def test_an_export_that_fails_leaves_nothing(finished, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cxrl.rl.plain.save_pipeline", full)
+    out = tmp_path / "out"
+    fails(
+        capsys, export.main, ["--run", finished, "--out", out], f"cannot write {out}: No space left on device"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def umask():
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def test_report_is_one_page_with_everything(finished, tmp_path, capsys):

@@ -10,20 +10,22 @@ from dataclasses import fields
 from inspect import getsource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cxrl import doctor, evaluate, generate, pretrain, report
+from cxrl import doctor, evaluate, export, generate, pretrain, report
 from cxrl import inspect_data as inspect
 from cxrl.cli import train_parser
-from cxrl.config import DataConfig, PolicyConfig
+from cxrl.config import DataConfig, PolicyConfig, SamplerConfig
 from cxrl.data import sources
-from cxrl.data.prompts import ReportPrompt
+from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.models import adapter
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
 from cxrl.rewards import base as registry
+from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.shipped import BASE
 
 ROOT = Path(__file__).parents[1]
@@ -56,20 +58,21 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def save_adapter(folder: Path, *, size: float) -> None:
+def save_adapter(folder: Path, *, size: float) -> Policy:
     """An adapter of the base that ships, moved away from where it starts by ``size``."""
     policy = Policy(load_base("phantom"), PolicyConfig(lora_rank=2, num_ace_tokens=3), seed=0)
     rng = torch.Generator().manual_seed(1)
     for name, p in policy.trainable.items():
         policy.ema[name] = p.detach() + size * torch.randn(p.shape, generator=rng)
     adapter.save_adapter(policy, folder)
+    return policy
 
 
 def test_lora_and_ace_run_in_plain_diffusers(elsewhere: Path) -> None:
     drawn = []
     code = python_with("load_lora_weights")
-    for size in (0.1, 0.1, 0.0):
-        save_adapter(Path("runs/phantom/adapter"), size=size)
+    for size in (0.02, 0.02, 0.0):
+        policy = save_adapter(Path("runs/phantom/adapter"), size=size)
         torch.manual_seed(0)
         names: dict[str, object] = {}
         exec(compile(code, "README.md", "exec"), names)
@@ -77,6 +80,13 @@ def test_lora_and_ace_run_in_plain_diffusers(elsewhere: Path) -> None:
         assert names["image"].size == (64, 64)
         assert names["embeds"].shape[1] == load_base("phantom").max_tokens + 3  # type: ignore[attr-defined]
         drawn.append(names["image"].tobytes())
+        torch.manual_seed(0)
+        batch = PromptBatch.repeat([ReportPrompt(0, "Small left pleural effusion.", ())], 1)
+        noise = image_noise([torch.default_generator], policy.base.latent_shape)
+        with policy.ema_weights():
+            ours = Sampler(policy, SamplerConfig(num_steps=8, eta=1.0)).images(batch, noise)[0, 0]
+        theirs = torch.from_numpy(np.array(names["image"].convert("L"))).float()
+        assert float((ours * 255 - theirs).abs().max()) < 1.0, "plain diffusers has other pixels than cxrl"
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
 
@@ -99,7 +109,7 @@ def test_the_reward_of_ten_lines_trains(elsewhere: Path, monkeypatch: pytest.Mon
 
 def test_every_command_has_the_options_that_readme_gives(capsys: pytest.CaptureFixture[str]) -> None:
     helps = {"cxrl.train": train_parser().format_help()}
-    for module in (pretrain, generate, evaluate, report, doctor, inspect):
+    for module in (pretrain, generate, evaluate, export, report, doctor, inspect):
         with pytest.raises(SystemExit):
             module.main(["--help"])
         helps[module.__name__] = capsys.readouterr().out

@@ -218,6 +218,25 @@ class Policy:
         self.ema = {name: average[name].to(self.device) for name in self.trainable}
         self.num_ema_updates = field(state.numbers, "ema_updates", int, source)
 
+    @torch.no_grad()
+    def merged_unet(self) -> Any:
+        """A UNet of diffusers, float32 on the CPU, with the averaged weights and LoRA merged into them."""
+        from diffusers import UNet2DConditionModel
+
+        unet = UNet2DConditionModel.from_config(self.base.unet.config)
+        modules, state = dict(self.base.unet.named_modules()), {}
+        with self.ema_weights():
+            for name in unet.state_dict():
+                path, _, leaf = name.rpartition(".")
+                layer = modules[path]
+                value = getattr(getattr(layer, "base_layer", layer), leaf).detach().float()
+                if leaf == "weight" and layer in self._adapters:
+                    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                    value = torch.addmm(value, up.float(), down.float(), alpha=layer.scaling["default"])
+                state[name] = value.cpu()
+        unet.load_state_dict(state)
+        return unet.eval()
+
     def describe(self) -> dict[str, Any]:
         """What :func:`cxrl.rl.reopen.load_policy` needs besides weights; JSON."""
         return {

@@ -108,33 +108,3 @@ def fit_base(
         return denoising_loss(unet, prompt, latents[index], scheduler, generator)
 
     fit("base", unet, loss_at, options, seed=seed, work_dir=work_dir, data=data, tell=tell)
-
-
-def save_pipeline(
-    folder: Path,
-    *,
-    vae: Any,
-    text_encoder: Any,
-    tokenizer: Any,
-    unet: Any,
-    scheduler: Any,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Writes a StableDiffusionPipeline folder, safetensors only; ``dtype`` casts the stored weights (in
-    place).
-    """
-    from diffusers import StableDiffusionPipeline
-
-    pipeline: Any = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    if dtype is not None:
-        pipeline.to(dtype)
-    pipeline.save_pretrained(folder, safe_serialization=True)

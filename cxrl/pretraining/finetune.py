@@ -16,7 +16,8 @@ from cxrl.data.rows import read_rows
 from cxrl.errors import CxrlError
 from cxrl.images import read as pixels
 from cxrl.models.base import BaseModel, load_base
-from cxrl.pretraining.base import fit_base, save_pipeline
+from cxrl.models.pipeline import save_pipeline
+from cxrl.pretraining.base import fit_base
 from cxrl.pretraining.fit import FitOptions
 
 COLUMNS = ("image", "text")

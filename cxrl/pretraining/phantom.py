@@ -21,6 +21,7 @@ import torch
 
 from cxrl.data.phantom.films import Films, corpus
 from cxrl.evaluation.judges import load_judges
+from cxrl.models.pipeline import save_pipeline
 from cxrl.pretraining import autoencoder, base, quality, scorers, text_encoder
 from cxrl.pretraining.fit import FitOptions
 from cxrl.scorers.phantom_network import load_scorer, save_scorer
@@ -149,7 +150,7 @@ def make_base(
         work_dir=work_dir,
         tell=tell,
     )
-    base.save_pipeline(
+    save_pipeline(
         folder,
         vae=vae,
         text_encoder=encoder,

@@ -56,6 +56,21 @@ class DDIMTable:
         return DDIMTable(self.timesteps.to(device), self.rows.to(device), self.policy_steps.to(device))
 
 
+def ddim_scheduler(scheduler_config: Mapping[str, Any], timestep_spacing: str) -> Any:
+    """diffusers' ``DDIMScheduler`` of the chain: betas and prediction type of a model's scheduler, whatever
+    its class, and no clipping of x_0, as :func:`ddim_table`.
+
+    Raises:
+        CxrlError: The betas are none that DDIM knows.
+    """
+    known = set(inspect.signature(DDIMScheduler.__init__).parameters) - {"self"}
+    config = {k: v for k, v in scheduler_config.items() if k in known}
+    try:
+        return DDIMScheduler(**{**config, "timestep_spacing": timestep_spacing, "clip_sample": False})
+    except NotImplementedError as error:
+        raise CxrlError(f"the scheduler's betas are none that DDIM knows: {error}") from None
+
+
 def ddim_table(
     scheduler_config: Mapping[str, Any], num_steps: int, eta: float, timestep_spacing: str = "trailing"
 ) -> DDIMTable:
@@ -76,25 +91,25 @@ def ddim_table(
         raise CxrlError(
             f"{name} has no betas (flow matching has none), and DDIM needs them: another base, see model.path"
         )
-    known = set(inspect.signature(DDIMScheduler.__init__).parameters) - {"self"}
-    config = {k: v for k, v in scheduler_config.items() if k in known}
-    if config.get("thresholding"):
+    if scheduler_config.get("thresholding"):
         raise CxrlError(
             "the scheduler has thresholding on, which is not linear and meant for pixels; set it to false"
         )
-    total = int(config.get("num_train_timesteps", 1000))
+    total = int(scheduler_config.get("num_train_timesteps", 1000))
     if not 1 <= num_steps <= total:
         raise CxrlError(f"sampler.num_steps: {num_steps}, but the model was trained with {total} timesteps")
-    try:
-        scheduler: Any = DDIMScheduler(**{**config, "timestep_spacing": timestep_spacing})
-    except NotImplementedError as error:
-        raise CxrlError(f"the scheduler's betas are none that DDIM knows: {error}") from None
+    scheduler = ddim_scheduler(scheduler_config, timestep_spacing)
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps.to(torch.int64)
     if int(timesteps.max()) >= total:
         raise CxrlError(
             f"sampler.timestep_spacing: {timestep_spacing} with the scheduler's steps_offset leaves the "
             f"{total} trained timesteps; use trailing"
+        )
+    if len(timesteps) != num_steps or int(timesteps.min()) < 0:  # arange in floating point, one too many
+        raise CxrlError(
+            f"sampler.num_steps: of {num_steps} {timestep_spacing} steps through {total} timesteps DDIM "
+            f"makes {len(timesteps)}, one of them below the first; use another number, or leading"
         )
 
     alphas = scheduler.alphas_cumprod.double()

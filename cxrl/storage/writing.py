@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -66,6 +67,36 @@ def replacing(path: Path, *, private: bool = False, hint: str = "") -> Iterator[
         if partial is not None:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, hint: str = "") -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: Not there, or an empty folder.
+        hint: As in :func:`replacing`.
+
+    Raises:
+        CxrlError: It cannot be written or is not empty; the message names ``path``; nothing of it is left.
+    """
+    path = Path(os.path.abspath(path))
+    partial = path.with_name(temporary_name(path.name, os.getpid()))
+    try:
+        _make_folder(path.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():  # libraries choose modes of their own
+                file.chmod(0o666 & ~current_umask())
+                sync(file)
+        os.rename(partial, path)
+        sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error, hint) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes, *, private: bool = False, hint: str = "") -> None:
@@ -127,6 +158,16 @@ def check_folder_writable(folder: Path, option: str) -> None:
         _probe(folder)
     except (OSError, ValueError) as error:
         raise _refused(folder, option, error) from None
+
+
+def check_new_folder(folder: Path, option: str) -> None:
+    """Raise CxrlError, naming ``option``, unless :func:`new_folder` can make the folder."""
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        check_folder_writable(folder.absolute().parent, option)
+    elif os.path.lexists(folder):
+        raise CxrlError(f"{option}: {folder} is there and no empty folder; choose another place")
+    else:
+        check_folder_writable(folder, option)
 
 
 def _probe(folder: Path) -> None:

@@ -27,7 +27,7 @@ def films() -> Films:
 
 def test_the_decoder_trains_alone_and_latents_have_unit_deviation(films: Films, tmp_path: Path) -> None:
     quiet: list[str] = []
-    options = {"seed": 0, "work_dir": tmp_path, "report": quiet.append}
+    options = {"seed": 0, "work_dir": tmp_path, "tell": quiet.append}
     model = fit_autoencoder(films, num_steps=2, **options)
     latents = encode(model, films.images)
     assert tuple(latents.shape) == (12, LATENT_CHANNELS, 4, 4)

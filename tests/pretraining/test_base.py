@@ -10,8 +10,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from cxrl.data.phantom.films import phantom_prompts
+from cxrl.models.pipeline import save_pipeline
 from cxrl.pretraining.autoencoder import build_autoencoder
-from cxrl.pretraining.base import build_scheduler, build_unet, denoising_loss, save_pipeline
+from cxrl.pretraining.base import build_scheduler, build_unet, denoising_loss
 from cxrl.pretraining.text_encoder import MAX_TOKENS, build_text_encoder, build_tokenizer
 
 LATENTS = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0))

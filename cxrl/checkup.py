@@ -18,7 +18,7 @@ from cxrl.models.base_files import local_folder
 from cxrl.ops import unavailable_reason
 from cxrl.output.terminal import duration
 from cxrl.rl.batch_sizes import fit_to_memory, machine_memory
-from cxrl.rl.cost import counts, estimate, footprint, matmul_rate
+from cxrl.rl.cost import counts, estimate, footprint, matmul_rate, size_text
 from cxrl.scorers.required import RequiredFile, how_to_get
 
 _PACKAGES = (
@@ -122,13 +122,13 @@ def estimate_text(config: Config, files: Sequence[RequiredFile]) -> str:
     rows += [
         (
             "a row",
-            f"{size.flops / 1e9:,.1f} GFLOP forward; {size.update.row / 2**20:,.0f} MiB alive in the update, "
-            f"{size.sampling.row / 2**20:,.0f} MiB in the rollout",
+            f"{size.flops / 1e9:,.1f} GFLOP forward; {size.update.row / 2**20:,.1f} MiB alive in the update, "
+            f"{size.sampling.row / 2**20:,.1f} MiB in the rollout",
         ),
         (
             "memory",
-            f"about {cost.bytes_weights / _GIB:.1f} GiB of weights and optimizer, "
-            f"{cost.bytes_activations / _GIB:.1f} GiB of activations; reward models and judges come on top, "
+            f"about {size_text(cost.bytes_weights)} of weights and optimizer, "
+            f"{size_text(cost.bytes_activations)} of activations; reward models and judges come on top, "
             "and what the allocator holds back",
         ),
         *([("batch sizes", fitted)] if fitted else []),

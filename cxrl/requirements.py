@@ -37,6 +37,8 @@ def _base(config: Config) -> RequiredFile:
     if is_here(value):
         return RequiredFile("model.path", name, folder, present, problem=problem)
     note = "diffusers fetches it when a run starts; its page on the hub states licence and credential"
+    if "/" not in value:
+        note = "no such folder here: give yours with --model.path"
     return RequiredFile("model.path", name, None, present, source=value, note=note, problem=problem)
 
 

@@ -15,7 +15,7 @@ import torch
 from cxrl.config import Config
 from cxrl.models.base_files import find_base, local_folder
 from cxrl.presets import load_yaml
-from cxrl.rl.cost import estimate, footprint
+from cxrl.rl.cost import estimate, footprint, size_text
 
 SHARE = 0.6
 """Of the memory, for networks, optimizer and activations: the rest is for reward models and judges, and for
@@ -24,7 +24,6 @@ ROWS = (8, 4, 2, 1)
 """What is tried. More than eight rows at 512 pixels keep a GPU no busier."""
 ENOUGH = 4
 """Rows from which gradient checkpointing, a third more time, is not worth the memory."""
-_GIB = 2.0**30
 
 
 def is_open(config: Config) -> bool:
@@ -104,7 +103,7 @@ def fit_to_memory(
     short = need > SHARE * memory
     told = (
         f"{'warning: ' if short else ''}{rows} rows at once{' with gradient checkpointing' if kept else ''}, "
-        f"about {need / _GIB:.1f} GiB beside reward models and judges, of {memory / _GIB:.1f} GiB of the "
+        f"about {size_text(need)} beside reward models and judges, of {size_text(memory)} of the "
         f"{'GPU' if device.type == 'cuda' else 'machine'}"
         f"{': it may not be enough' if short else ''} (--optim.micro-batch-size chooses otherwise)"
     )

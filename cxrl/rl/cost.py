@@ -255,3 +255,9 @@ def estimate(config: Config, size: Footprint, rate: float, num_processes: int = 
         epoch * seconds,
         (config.train.num_epochs * epoch + once) * seconds,
     )
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes as "730 MiB" or "8.9 GiB"."""
+    gib = num_bytes / 2**30
+    return f"{gib:.1f} GiB" if gib >= 1.0 else f"{num_bytes / 2**20:.0f} MiB"

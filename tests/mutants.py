@@ -276,7 +276,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_in(
         "models/pipeline.py",
-        "tests/rl/test_plain.py",
+        "tests/models/test_pipeline.py tests/rl/test_plain.py",
         ("    text_encoder.float()\n", ""),
         ('    scheduler.save_pretrained(folder / "scheduler")\n', ""),
     ),

@@ -11,8 +11,6 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from cxrl.data.films import read_films
-from cxrl.data.index import FilmRecord, Tally
 from cxrl.data.phantom.films import corpus
 from cxrl.errors import CxrlError
 from cxrl.images.read import UnreadableImage, read_image, resize
@@ -180,20 +178,3 @@ def test_without_pydicom_there_is_one_clear_error(
     with pytest.raises(CxrlError, match=r"pip install 'cxrl\[dicom\]'") as error:
         read_image(tmp_path / "a.dcm")
     assert not isinstance(error.value, UnreadableImage)
-
-
-def test_films_that_cannot_be_read_are_counted_and_left_out(tmp_path: Path) -> None:
-    Image.fromarray(film()).save(tmp_path / "good.png")
-    Image.new("L", (8, 8)).save(tmp_path / "blank.png")
-    names = ("good.png", "blank.png", "none.png", "")
-    films = [FilmRecord(i, f"f{i}", "p", "train", "PA", name, "x", ()) for i, name in enumerate(names)]
-    tally = Tally()
-    images, kept = read_films(films, tmp_path, 16, tally=tally)
-    assert tuple(images.shape) == (1, 1, 16, 16)
-    assert kept == films[:1]
-    assert {reason: c.first for reason, c in tally.counts().items()} == {
-        "image missing": ("f2", "f3"),
-        "image blank": ("f1",),
-    }
-    images, kept = read_films(films[1:], tmp_path, (8, 16), tally=Tally())
-    assert (tuple(images.shape), kept) == ((0, 1, 8, 16), [])

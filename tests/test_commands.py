@@ -243,6 +243,10 @@ def test_restricted_data_leaves_no_prompt_and_no_file_for_others(copy, tmp_path)
     argv = ["--run", str(copy), "--prompt", "left effusion", "--num-images", "1"]
     for kind in ("png", "dicom"):
         assert generate.main([*argv, "--format", kind, "--out", str(tmp_path / "out" / kind)]) == 0
+    assert export.main(["--run", str(copy), "--out", str(tmp_path / "plain")]) == 0
+    plain = [tmp_path / "plain", *(tmp_path / "plain").rglob("*")]
+    assert len(plain) > 10
+    assert {path.stat().st_mode & 0o077 for path in plain} == {0}
     assert report.main(["--run", str(copy)]) == 0
     page = tmp_path / "copy-report.html"
     assert "do not pass this page on" in page.read_text()

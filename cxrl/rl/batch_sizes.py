@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cxrl.config import Config
-from cxrl.models.base_files import find_base, local_folder
+from cxrl.models.base_files import find_base
 from cxrl.presets import load_yaml
 from cxrl.rl.cost import estimate, footprint, size_text
 
@@ -46,7 +46,7 @@ def fill_batch_sizes(
         As :func:`fit_to_memory`.
 
     Raises:
-        CxrlError: The base cannot be had, or a file is damaged.
+        CxrlError: The base cannot be had or loaded, or the saved configuration is damaged.
     """
     if not is_open(config):
         return config, ""
@@ -60,8 +60,7 @@ def fill_batch_sizes(
             if optim.micro_batch_size == 0
             else model.gradient_checkpointing,
         ), ""
-    if local_folder(config.model.path) is None:
-        find_base(config.model.path, config.model.allow_pickle)
+    find_base(config.model.path, config.model.allow_pickle)  # there, and one that can be loaded
     return fit_to_memory(config, device, num_processes)
 
 

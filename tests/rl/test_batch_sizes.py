@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,24 @@ def test_a_run_keeps_what_was_chosen(tmp_path: Path, capsys: Any, monkeypatch: p
     assert train.main(["--run-dir", str(run), "--resume", *arguments[:4], "--train.num-epochs", "2"]) == 0
     assert "rows at once" not in capsys.readouterr().out
     assert chosen(load_yaml(run / "config.yaml")) == (8, 8, False)
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [("unet", "[]"), ("unet", "{}"), ("vae", "{"), ("scheduler", "[]"), ("text_encoder", "{}")],
+)
+def test_a_base_that_cannot_be_loaded_is_named(
+    tiny_pipeline: Path, tmp_path: Path, capsys: Any, part: str, content: str
+) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "base")
+    (config_file,) = (folder / part).glob("*config.json")
+    config_file.write_text(content)
+    arguments = ["--preset", "smoke", "--run-dir", str(tmp_path / "run"), "--model.path", str(folder)]
+    assert train.main([*arguments, "--optim.micro-batch-size", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model.path: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_base_that_cannot_be_had_is_named(

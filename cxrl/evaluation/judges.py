@@ -101,6 +101,16 @@ def load_judges(path: str = PHANTOM, device: torch.device | str = "cpu") -> Judg
     return _judges({task: ModelChoice("eval", task, "", folder).open() for task in TASKS}, device)
 
 
+def open_judges(config: Config) -> dict[str, OpenedModel]:
+    """Task → opened model of a judge.
+
+    Raises:
+        CxrlError: A judge is one of the rewards, or a file is missing or not the expected one.
+    """
+    check_judges(model_choices(config, "rewards"), model_choices(config, "eval"))
+    return open_models(config, "eval")
+
+
 def build_judges(
     config: Config,
     image_size: tuple[int, int],
@@ -113,13 +123,12 @@ def build_judges(
         config: ``eval`` says which models, ``data`` where real films are.
         image_size: (height, width) of generated images; real films are brought to it first.
         device: Where they judge.
-        models: Task → its model, where the caller has opened ``config.eval``'s.
+        models: Of :func:`open_judges`, where the caller has called it.
 
     Raises:
         CxrlError: A judge is one of the rewards, or a file is missing or cannot be read.
     """
-    check_judges(model_choices(config, "rewards"), model_choices(config, "eval"))
-    models = models or open_models(config, "eval")
+    models = models or open_judges(config)
     judges = _judges(models, device)
     if models["diagnosis"].value:
         judges.reference, told = reference_features(config, models["diagnosis"], judges.features, image_size)

@@ -10,7 +10,7 @@ from cxrl.config import Config
 from cxrl.data.prompts import ReportPrompt
 from cxrl.data.sources import load_prompts, message, readable
 from cxrl.errors import CxrlError
-from cxrl.evaluation.judges import build_judges
+from cxrl.evaluation.judges import build_judges, open_judges
 from cxrl.evaluation.summary import JudgeModels
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
@@ -99,7 +99,7 @@ def build(
     made = rewards or build_rewards(names, config.rewards.path, engine.device, of_rewards)
     made = {name: made[name] for name in names}
     check_labels(made, training)
-    of_judges = {} if judges else open_models(config, "eval")
+    of_judges = {} if judges else open_judges(config)
     judged_by = judges or build_judges(config, base.image_size, engine.device, of_judges)
     if not (rewards or judges):
         notes += [f"warning: {line}" for line in phantom_models(config)]

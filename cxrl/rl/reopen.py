@@ -16,7 +16,7 @@ from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
-from cxrl.evaluation.judges import build_judges
+from cxrl.evaluation.judges import build_judges, open_judges
 from cxrl.images.dicom import Series, save_dicom
 from cxrl.images.png import save_png
 from cxrl.models.adapter import load_adapter, read_description
@@ -29,7 +29,6 @@ from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.seeding import generator
-from cxrl.scorers.choice import open_models
 from cxrl.scorers.digests import changed, scorer_digests
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 from cxrl.storage.layout import (
@@ -230,7 +229,7 @@ def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, A
     config, policy = open_run(run_dir, engine)
     if num_images is not None:
         config = Config.from_dict({"eval": {"num_images": num_images}}, config)
-    recorded, models = _recorded(_newest(run_dir)), open_models(config, "eval")
+    recorded, models = _recorded(_newest(run_dir)), open_judges(config)
     judged = {name: d for name, d in recorded.get("models", {}).items() if name.startswith("eval.")}
     if others := changed(judged, scorer_digests(models.values())):
         warnings.warn(f"other judges than judged this run before: {', '.join(others)}", stacklevel=2)

@@ -66,6 +66,12 @@ def test_too_little_memory_is_told(deep: Path) -> None:
     assert told.startswith("warning: 1 rows at once with gradient checkpointing, ")
 
 
+def test_a_share_is_left_to_reward_models_and_judges(deep: Path) -> None:
+    made = config(deep)
+    fitted, _ = fit_to_memory(made, CPU, memory=need(made, 8, checkpointing=True))
+    assert fitted.optim.micro_batch_size < 8
+
+
 def test_what_is_given_stays(deep: Path) -> None:
     plenty = 2**40
     assert chosen(fit_to_memory(config(deep, sampler={"batch_size": 3}), CPU, memory=plenty)[0]) == (

@@ -118,6 +118,14 @@ def test_every_kind_of_policy(tiny_pipeline: Path, tmp_path: Path, settings: dic
     assert "not for diagnosis" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_an_autoencoder_that_shifts_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    policy = trained(tiny_pipeline)
+    policy.base.vae.register_to_config(shift_factor=0.1)
+    with pytest.raises(CxrlError, match="its autoencoder has a shift_factor"):
+        export_policy(policy, SamplerConfig(num_steps=4), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("steps", [8, 30, 50])
 def test_the_phantom_is_not_black(tmp_path: Path, steps: int) -> None:
     policy, sampler = trained(BASE), SamplerConfig(num_steps=steps, eta=1.0)

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from cxrl.images.read import read_image
-from cxrl.scorers.validity import film_features, film_validity
+from cxrl.scorers.validity import empty_share, film_features, film_validity, mirror_agreement
 
 RESULT = Path(__file__).parent / "results" / "rewards_validity.json"
 SIZE = 256
@@ -216,6 +216,24 @@ def table(values: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     return rows
 
 
+def limits(films: Tensor) -> dict[str, float]:
+    """How far real films and spoilt ones are from the limits on halves, fitted to nobody."""
+    border = SIZE // 8
+    sides = [(border, border, 0, 0), (0, 0, border, border), (border,) * 4, (0, 0, 0, border)]
+    bordered = torch.cat([resized(F.pad(films, side)) for side in sides])
+    spoilt = with_a_half_wrong(films, seed=98)
+    doubled = torch.cat([images for name, images in spoilt.items() if "doubled" in name])
+    black = torch.cat([images for name, images in spoilt.items() if "black" in name])
+    found = {
+        "films, most like their mirror image": mirror_agreement(films).max(),
+        "films with black borders, most like it": mirror_agreement(bordered).max(),
+        "doubled halves, least like it": mirror_agreement(doubled).min(),
+        "films, widest empty strip": empty_share(films).max(),
+        "halves black, narrowest empty strip": empty_share(black).min(),
+    }
+    return {name: round(float(value), 3) for name, value in found.items()}
+
+
 def cross_validated(films: Tensor, patients: list[str], others: Tensor) -> dict[str, dict[str, float]]:
     order = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
     fold_of = torch.tensor([order.index(p) % FOLDS for p in patients])
@@ -253,6 +271,7 @@ def main() -> None:
         "size": SIZE,
         "shipped": table(scores(film_validity, films, others)),
         "cross_validated": cross_validated(films, patients, others),
+        "limits": limits(films),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

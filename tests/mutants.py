@@ -286,7 +286,7 @@ MUTANTS: list[Mutant] = [
         ("if need <= SHARE * memory:\n                break", "if need <= memory:\n                break"),
         ("ENOUGH = 4", "ENOUGH = 1"),
         ("1 if device.type == \"cuda\" else num_processes", "1"),
-        ("optim.micro_batch_size or before.optim.micro_batch_size", "optim.micro_batch_size or 1"),
+        ("micro or before.optim.micro_batch_size", "micro or 1"),
     ),
     *_in(
         "rl/step_memory.py",

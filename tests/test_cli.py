@@ -17,7 +17,7 @@ from cxrl.errors import CxrlError
 from cxrl.options import field_types
 from cxrl.presets import load_preset
 
-COMMANDS = ("train", "generate", "evaluate", "report")
+COMMANDS = ("train", "generate", "export", "evaluate", "report")
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ def test_a_second_sigterm_ends_what_cleans_up_for_too_long():
     assert running.returncode == -signal.SIGTERM
 
 
-COMMANDS = ("train", "generate", "evaluate", "report", "doctor", "inspect_data", "pretrain")
+COMMANDS = ("train", "generate", "export", "evaluate", "report", "doctor", "inspect_data", "pretrain")
 COMMANDS += ("data.inspect", "data.phantom.__main__")
 
 

@@ -31,36 +31,36 @@ def is_open(config: Config) -> bool:
     return config.optim.micro_batch_size == 0 or config.sampler.batch_size == 0
 
 
-def fill_batch_sizes(
-    config: Config, device: torch.device, num_processes: int = 1, saved: Path | None = None
-) -> tuple[Config, str]:
-    """The configuration of a run with the batch sizes that it leaves open.
+def keep_batch_sizes(config: Config, saved: Path) -> Config:
+    """The configuration of a run that goes on, with the run's own sizes where it leaves them open.
 
     Args:
-        config: Its base is downloaded where it is a hub id that is not on this machine.
-        device: Where it runs.
-        num_processes: That share the memory of a CPU.
-        saved: The ``config.yaml`` of a run that goes on, whose batch sizes stay.
-
-    Returns:
-        As :func:`fit_to_memory`.
+        config: The new one.
+        saved: The run's ``config.yaml``, where it has one.
 
     Raises:
-        CxrlError: The base cannot be had or loaded, or the saved configuration is damaged.
+        CxrlError: The file is damaged.
     """
-    if not is_open(config):
-        return config, ""
-    if saved is not None and saved.is_file():
-        before, model, optim, sampler = load_yaml(saved), config.model, config.optim, config.sampler
-        return _changed(
-            config,
-            optim.micro_batch_size or before.optim.micro_batch_size,
-            sampler.batch_size or before.sampler.batch_size,
-            before.model.gradient_checkpointing
-            if optim.micro_batch_size == 0
-            else model.gradient_checkpointing,
-        ), ""
-    find_base(config.model.path, config.model.allow_pickle)  # there, and one that can be loaded
+    if not is_open(config) or not saved.is_file():
+        return config
+    before, micro = load_yaml(saved), config.optim.micro_batch_size
+    return _changed(
+        config,
+        micro or before.optim.micro_batch_size,
+        config.sampler.batch_size or before.sampler.batch_size,
+        (config if micro else before).model.gradient_checkpointing,
+    )
+
+
+def fill_batch_sizes(config: Config, device: torch.device, num_processes: int = 1) -> tuple[Config, str]:
+    """As :func:`fit_to_memory`, once the base is seen to be one that can be loaded. It is downloaded where it
+    is a hub id that is not on this machine.
+
+    Raises:
+        CxrlError: The base cannot be had or loaded.
+    """
+    if is_open(config):
+        find_base(config.model.path, config.model.allow_pickle)
     return fit_to_memory(config, device, num_processes)
 
 

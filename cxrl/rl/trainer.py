@@ -24,7 +24,7 @@ from cxrl.evaluation.summary import JudgeModels, Summary
 from cxrl.models.adapter import save_adapter
 from cxrl.rewards.base import Reward, score_all
 from cxrl.rl.advantages import advantages
-from cxrl.rl.batch_sizes import fill_batch_sizes
+from cxrl.rl.batch_sizes import fill_batch_sizes, keep_batch_sizes
 from cxrl.rl.build import Prompts, build
 from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
@@ -78,12 +78,11 @@ class Trainer:
         self.progress = progress or Progress()
         with owner_only(config.data.is_restricted):
             self.engine = Engine(self.run_dir.path, config.run.trackers, timeout=config.run.process_timeout)
-            before = self.run_dir.path / CONFIG if resume else None
-            self.config, self._fitted = fill_batch_sizes(
-                config, self.engine.device, self.engine.world, before
-            )
+            if resume:
+                config = keep_batch_sizes(config, self.run_dir.path / CONFIG)
             if self.engine.is_main:
-                self.run_dir.check(self.config, resume=resume, overwrite=overwrite)
+                self.run_dir.check(config, resume=resume, overwrite=overwrite)
+            self.config, self._fitted = fill_batch_sizes(config, self.engine.device, self.engine.world)
             self.parts = build(self.config, self.engine, rewards=rewards, judges=judges, prompts=prompts)
         self.state = RunState(self.config, self.parts, self.engine)
 

@@ -31,6 +31,7 @@ VALID = {
     ],
     "doctor": ["--preset openi --model.path m", "--data.source prompts --data.root p.txt"],
     "generate": ["--run r --prompt text --out o --num-images 3 --seed 5 --anchor --format dicom"],
+    "export": ["--run r --out new"],
     "evaluate": ["--run r --out o.json --num-images 16"],
     "report": ["--run r", "--run r --out page.html"],
     "inspect_data": ["--data.source openi --out s.png --num-films 5 --seed 1 --rebuild --model.path phantom"],
@@ -111,6 +112,7 @@ def commands(monkeypatch):
     checks |= {"doctor": doctor, "pretrain": pretrain}
     for name, function in (
         ("generate", "_generate"),
+        ("export", "_export"),
         ("evaluate", "_evaluate"),
         ("report", "_report"),
         ("inspect_data", "_inspect"),

@@ -127,6 +127,16 @@ def test_a_base_that_cannot_be_loaded_is_named(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_taken_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "config.yaml").write_text("mine")
+    monkeypatch.setattr("cxrl.rl.batch_sizes.find_base", lambda *_: pytest.fail("looked for the base"))
+    arguments = ["--preset", "smoke", "--run-dir", str(tmp_path), "--optim.micro-batch-size", "0"]
+    assert train.main(arguments) == 2
+    assert "holds what this run did not write" in capsys.readouterr().err
+
+
 def test_a_base_that_cannot_be_had_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

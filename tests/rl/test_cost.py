@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,6 +152,38 @@ def test_memory_is_what_a_process_takes(half_scale: Path, checkpointing: bool, t
         text=True,
     )
     assert size.update.of(2) == pytest.approx(int(done.stdout), rel=0.25), size.update
+
+
+def test_stable_diffusion_takes_what_the_documentation_says(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig
+
+    channels = (128, 256, 512, 512)
+    with torch.device("meta"):
+        UNet2DConditionModel(sample_size=64, cross_attention_dim=768).save_config(tmp_path / "unet")
+        AutoencoderKL(
+            block_out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        ).save_config(tmp_path / "vae")
+    CLIPTextConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072).save_pretrained(
+        tmp_path / "text_encoder"
+    )
+    (tmp_path / "model_index.json").write_text("{}")
+    rows = []
+    for checkpointing in (False, True):
+        model = {"path": str(tmp_path), "dtype": "bfloat16", "gradient_checkpointing": checkpointing}
+        size = footprint(config(model=model, policy={"lora_rank": 16, "num_ace_tokens": 8}), CPU)
+        assert size is not None
+        rows.append(size.update.row / 2**20)
+    text = (Path(__file__).parents[2] / "docs" / "base-models.md").read_text(encoding="utf-8")
+    words = r"a row takes ([\d.]+) GiB in the update, (\d+) MiB with .*?, and (\d+) MiB in"
+    told = re.search(words, text, re.S)
+    assert told is not None
+    assert rows[0] / 1024 == pytest.approx(float(told[1]), abs=0.05)
+    assert rows[1] == pytest.approx(float(told[2]), abs=5)
+    assert size.sampling.row / 2**20 == pytest.approx(float(told[3]), abs=1)
 
 
 def test_rows_cost_what_they_keep() -> None:

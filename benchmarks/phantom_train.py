@@ -84,7 +84,7 @@ def frechet_by_half(folder: Path) -> dict[str, dict[str, float]]:
     evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
     result: dict[str, dict[str, float]] = {}
     for side in ("anchor", "policy"):
-        features = judges.features(evaluator.draw(evaluator.batch, side == "anchor")).chunk(2, 1)
+        features = judges.features(evaluator.draw(anchor=side == "anchor")).chunk(2, 1)
         halves = zip(("classifier", "posture"), features, judges.reference.chunk(2, 1), strict=True)
         result[side] = {name: frechet_distance(x, reference) for name, x, reference in halves}
     return result

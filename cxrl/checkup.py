@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
-import textwrap
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
 from cxrl.config import Config
+from cxrl.machine import processor, versions
 from cxrl.models.base import DTYPES
 from cxrl.models.base_files import local_folder
 from cxrl.ops import unavailable_reason
@@ -20,17 +18,8 @@ from cxrl.output.terminal import duration
 from cxrl.rl.batch_sizes import fit_to_memory, machine_memory
 from cxrl.rl.cost import counts, estimate, footprint, matmul_rate, size_text
 from cxrl.scorers.required import RequiredFile, how_to_get
+from cxrl.tables import format_table
 
-_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "peft",
-    "torchxrayvision",
-    "triton",
-    "xformers",
-)
 _OPS = ("attention", "trajectory_log_prob", "pairwise_comparison")
 _GIB = 2.0**30
 _WIDTH = 110
@@ -38,10 +27,10 @@ _WIDTH = 110
 
 def environment_text() -> str:
     """Versions, processor, GPUs, and which backends of the ops run here, with the reason where not."""
-    rows = [("python", platform.python_version()), ("packages", ", ".join(_versions()))]
-    rows += [
-        ("processor", f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads")
-    ]
+    packages = ", ".join(f"{name} {found}" if found else f"no {name}" for name, found in versions())
+    cpu = f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    rows = [("python", platform.python_version()), ("packages", packages)]
+    rows += [("processor", f"{cpu}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads")]
     rows += [("memory", f"{machine_memory(torch.device('cpu')) / _GIB:.0f} GiB")]
     rows += [("extension", _extension())]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,21 +48,6 @@ def environment_text() -> str:
         missing = sorted({reason for reason in reasons.values() if reason})
         rows.append((f"backend {backend}", "; ".join(missing) if missing else f"runs {', '.join(ops)}"))
     return _aligned("environment", rows)
-
-
-def _versions() -> Iterator[str]:
-    for name in _PACKAGES:
-        try:
-            yield f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            yield f"no {name}"
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _extension() -> str:
@@ -143,13 +117,4 @@ def estimate_text(config: Config, files: Sequence[RequiredFile]) -> str:
 
 
 def _aligned(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    lines = [title]
-    for name, text in rows:
-        first, rest = f"  {name.ljust(width)}  ", " " * (width + 4)
-        # Paths, digests and URLs stay whole: they are there to be copied.
-        lines += textwrap.wrap(
-            text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False,
-            break_on_hyphens=False,
-        )  # fmt: skip
-    return "\n".join(lines)
+    return f"{title}\n{format_table([(f'  {name}', text) for name, text in rows], width=_WIDTH)}"

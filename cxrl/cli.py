@@ -1,111 +1,127 @@
-"""The command line: options made from the configuration, errors in one line. Imports nothing heavy."""
+"""The configuration on the command line: an option for every field, preset, then file, then single fields."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from cxrl.command import run_command as run_command
+from cxrl.arguments import Parser, file_path
 from cxrl.config import Config, sections
-from cxrl.errors import CxrlError, shown, unknown_name
-from cxrl.options import NO_TEXT_REASON, Section, allowed, check_effect, field_types, is_text, show, to_number
-from cxrl.presets import load_preset, load_yaml, presets, read_config
+from cxrl.errors import CxrlError, unknown_name
+from cxrl.options import Section, allowed, check_effect, field_types, show
+from cxrl.presets import load_preset, load_yaml, preset_sentence, presets, read_config
 from cxrl.storage.layout import CONFIG
+from cxrl.tables import format_table
 
 DEFAULT_PRESET = "phantom"
-_LONGEST_MESSAGE = 400
-_LONGEST_PATH, _LONGEST_NAME = 4095, 255
-"""Bytes of a path and of a name in it, on Linux."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are :class:`CxrlError` with the nearest option names."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
-        self.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def error(self, message: str) -> NoReturn:
-        short = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
-        raise CxrlError(f"{short} (see python -m {self.prog} --help)")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Like ``parse_args``; names may use underscores or dashes.
-
-        Raises:
-            CxrlError: An unknown name, a missing or bad value, a text with NUL or bytes that are not UTF-8.
-        """
-        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        tokens = self._normalise(argv)
-        for token in tokens:
-            if not is_text(token):
-                name, equals, value = token.partition("=")
-                where, what = (name, value) if equals and is_text(name) else ("the command line", token)
-                raise CxrlError(f"{where}: {shown(what)} {NO_TEXT_REASON}")
-        result, rest = self.parse_known_args(tokens)
-        for token in rest:
-            if token.startswith("--"):
-                self.error(str(unknown_name("option", token.split("=")[0], known)))
-            self.error(f"unexpected argument {shown(token)}")
-        return result
-
-    def _normalise(self, argv: Sequence[str]) -> list[str]:
-        """Dashes for underscores in names; ``--name=value``, so that ``-1,2`` is a value and no option."""
-        takes_value = {
-            name for action in self._actions if action.nargs != 0 for name in action.option_strings
-        }
-        tokens: list[str] = []
-        for token in argv:
-            if tokens and tokens[-1] in takes_value and not token.startswith("--"):
-                tokens[-1] += f"={token}"
-            elif token.startswith("--"):
-                name, equals, value = token.partition("=")
-                tokens.append(name.replace("_", "-") + equals + value)
-            else:
-                tokens.append(token)
-        return tokens
-
-
-class _Formatter(argparse.HelpFormatter):
-    def __init__(self, prog: str, **_: Any) -> None:
-        width = min(shutil.get_terminal_size((100, 24)).columns, 110)
-        super().__init__(prog, width=width, max_help_position=36)
+FREQUENT = (
+    *("--preset", "--config", "--run-dir", "--resume", "--overwrite"),
+    *("--seed", "--model.path", "--data.root", "--train.num-epochs", "--comparison.form"),
+)
+"""What the first page of help shows."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What ``python -m cxrl.train`` was asked to do."""
+    """What ``cxrl train`` was asked to do."""
 
     config: Config
     run_dir: Path
     resume: bool
     overwrite: bool
+    only_print: bool
 
 
-def config_parser(prog: str, description: str) -> Parser:
-    """``--preset``, ``--config`` and every field of the configuration; :func:`resolve` reads them."""
-    parser = Parser(prog, description)
-    parser.usage = f"python -m {prog} [--preset NAME] [--config FILE] [--section.field VALUE ...]"
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help=f"{', '.join(presets())}; default: the file's, else {DEFAULT_PRESET}",
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", type=file_path, help="YAML whose values go over the preset's"
-    )
-    chosen = {name: load_preset(name) for name in presets()}
-    add_fields(parser, Config, chosen)
-    for name, section in sections().items():
-        group = parser.add_argument_group(name, section.help)
-        add_fields(group, section, {preset: getattr(config, name) for preset, config in chosen.items()})
-    return parser
+class ConfigParser(Parser):
+    """A parser of the configuration. Its help has a first page, one for each section, and ``all``; defaults
+    are those of the preset that the same command line names.
+    """
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description)
+        self.usage = f"{prog} [--preset NAME] [--config FILE] [--section.field VALUE ...]"
+        self.add_argument("--preset", metavar="NAME", help=f"see below; default {DEFAULT_PRESET}")
+        self.add_argument(
+            "--config", metavar="FILE", type=file_path, help="YAML whose values go over the preset's"
+        )
+        self.add_argument(
+            "--print-config", action="store_true", help="print the resolved YAML and do nothing else"
+        )
+        add_fields(self, Config)
+        for name, section in sections().items():
+            add_fields(self.add_argument_group(name, section.help), section)
+
+    def help_text(self, topic: str, argv: Sequence[str]) -> str:
+        """A page of help: "" the first, a section, or "all"."""
+        known = (*sections(), "all")
+        if topic not in ("", *known):
+            raise unknown_name("topic", topic, known)
+        self._tell_defaults(_named_preset(argv), others=topic != "")
+        if topic == "all":
+            return self.format_help()
+        formatter = self._get_formatter()
+        if topic:
+            group = next(g for g in self._action_groups if g.title == topic)
+            formatter.start_section(f"{topic}: {group.description}")
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+            return formatter.format_help()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        actions = {name: action for action in self._actions for name in action.option_strings}
+        formatter.start_section("options that are used most")
+        formatter.add_arguments([actions[name] for name in FREQUENT if name in actions])
+        formatter.add_arguments([actions["--print-config"]])
+        formatter.end_section()
+        pages = [
+            (f"presets ({DEFAULT_PRESET} without --preset)", presets(), preset_sentence),
+            (f"all options: {self.prog} --help SECTION, or --help all", list(sections()), _size),
+        ]
+        lines = []
+        for title, names, tell in pages:
+            told = format_table([(f"  {name}", tell(name)) for name in names], width=formatter._width)
+            lines.append(f"\n{title}:\n{told}\n")
+        formatter.start_section(self.common.title)
+        formatter.add_arguments(self.common._group_actions)
+        formatter.end_section()
+        return f"{formatter.format_help()}{''.join(lines)}"
+
+    def _tell_defaults(self, preset: str, *, others: bool) -> None:
+        """Put the preset's values, and if asked for those of the others, into the help of every option."""
+        chosen = {name: load_preset(name) for name in presets()}
+        for action in self._actions:
+            section, _, name = action.dest.removeprefix("--").replace("-", "_").rpartition(".")
+            owner = sections().get(section, Config)
+            field = next((f for f in fields(owner) if f.name == name), None)
+            if not action.dest.startswith("--") or field is None:
+                continue
+            of = {
+                other: getattr(getattr(config, section) if section else config, name)
+                for other, config in chosen.items()
+            }
+            default = of.pop(preset)
+            differing = {other: value for other, value in of.items() if others and value != default}
+            action.help = describe(field, default, differing)
+
+
+def _named_preset(argv: Sequence[str]) -> str:
+    """The preset of a command line that may be wrong elsewhere."""
+    for place, token in enumerate(argv):
+        name, equals, value = token.partition("=")
+        if name == "--preset":
+            value = value if equals else "".join(argv[place + 1 : place + 2])
+            return value if value in presets() else DEFAULT_PRESET
+    return DEFAULT_PRESET
+
+
+def _size(section: str) -> str:
+    owner = sections()[section]
+    return f"{owner.help} ({len(fields(owner))} options)"
 
 
 def resolve(args: argparse.Namespace, base: Config | None = None) -> Config:
@@ -136,14 +152,12 @@ def resolve(args: argparse.Namespace, base: Config | None = None) -> Config:
     return config
 
 
-def train_parser() -> Parser:
-    """The options of ``cxrl.train``: those of the configuration and a few of its own."""
-    parser = config_parser(
-        "cxrl.train", "Fine-tune a text-to-image model of chest radiographs by comparative feedback."
+def train_parser() -> ConfigParser:
+    """The options of ``cxrl train``: those of the configuration and a few of its own."""
+    parser = ConfigParser(
+        "cxrl train", "Fine-tune a text-to-image model of chest radiographs by comparative feedback."
     )
-    parser.usage = (
-        "python -m cxrl.train [--preset NAME] [--config FILE] [--run-dir DIR] [--section.field VALUE ...]"
-    )
+    parser.usage = "cxrl train [--preset NAME] [--config FILE] [--run-dir DIR] [--section.field VALUE ...]"
     parser.add_argument(
         "--run-dir", metavar="DIR", type=file_path, help="where everything is written; default runs/PRESET"
     )
@@ -154,10 +168,8 @@ def train_parser() -> Parser:
     return parser
 
 
-def add_fields(
-    group: Any, section: type[Section], chosen: Mapping[str, Section], without: Collection[str] = ()
-) -> None:
-    """One option per field but for ``without``; ``chosen`` holds the section in every preset."""
+def add_fields(group: Any, section: type[Section], without: Collection[str] = ()) -> None:
+    """One option per field but for ``without``; its help tells the section's own default."""
     for f in fields(section):
         tp = field_types(section)[f.name]
         if f.name == "preset" or f"{section.section}.{f.name}" == "run.dir" or not f.metadata:
@@ -165,16 +177,24 @@ def add_fields(
         if f.name in without:
             continue
         flag = "--" + f"{section.section}.{f.name}".lstrip(".").replace("_", "-")
-        differing = {preset: getattr(values, f.name) for preset, values in chosen.items()}
-        notes = [
-            ", ".join(word for word in (f.metadata["unit"], allowed(f.metadata)) if word),
-            f"default {show(f.default)}",
-            *(f"{preset} {show(value)}" for preset, value in differing.items() if value != f.default),
-            *(f"needs {need.words}" for need in f.metadata["only_if"]),
-        ]
-        text = f"{f.metadata['reason']} [{'; '.join(note for note in notes if note)}]"
         optional = {"nargs": "?", "const": "true"} if tp is bool else {}
-        group.add_argument(flag, dest=flag, metavar=_metavar(tp), help=text.replace("%", "%%"), **optional)
+        text = describe(f, f.default, {})
+        group.add_argument(flag, dest=flag, metavar=_metavar(tp), help=text, **optional)
+
+
+def describe(field: Field[Any], default: Any, others: Mapping[str, Any]) -> str:
+    """The help of a field: why it is there, unit, range, default, and what ``others`` (presets) have."""
+    metadata = field.metadata
+    notes = [
+        ", ".join(word for word in (metadata["unit"], allowed(metadata)) if word),
+        f"default {show(default)}",
+        *(
+            f"{', '.join(o for o in others if others[o] == v)} {show(v)}"
+            for v in dict.fromkeys(others.values())
+        ),
+        *(f"needs {need.words}" for need in metadata["only_if"]),
+    ]
+    return f"{metadata['reason']} [{'; '.join(note for note in notes if note)}]".replace("%", "%%")
 
 
 def _metavar(tp: Any) -> str:
@@ -184,7 +204,7 @@ def _metavar(tp: Any) -> str:
 
 
 def parse_train(argv: Sequence[str]) -> TrainOptions:
-    """The options of ``cxrl.train`` as a resolved configuration: preset, then file, then single fields.
+    """The options of ``cxrl train`` as a resolved configuration: preset, then file, then single fields.
 
     With ``--resume`` the configuration is the run's own ``config.yaml``, then single fields.
 
@@ -209,7 +229,9 @@ def parse_train(argv: Sequence[str]) -> TrainOptions:
     config.data.check_root()
     run_dir = args.run_dir or Path(config.run.dir or f"runs/{config.preset}")
     run = {"dir": str(run_dir), "debug": config.run.debug or args.debug}
-    return TrainOptions(Config.from_dict({"run": run}, config), run_dir, args.resume, args.overwrite)
+    return TrainOptions(
+        Config.from_dict({"run": run}, config), run_dir, args.resume, args.overwrite, args.print_config
+    )
 
 
 _PATHS = {
@@ -240,41 +262,3 @@ def absolute(config: Config) -> Config:
                 continue
             changes.setdefault(section, {})[name] = found
     return Config.from_dict(changes, config)
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number from ``low`` to ``high``."""
-
-    def number(text: str) -> int:
-        value = to_number(text)
-        if not low <= value <= high or value != int(value):
-            raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not a whole number of at least {low} and at most {high}"
-            )
-        return int(value)
-
-    return number
-
-
-def real_number(above: float, high: float) -> Callable[[str], float]:
-    """The type of an option that is a number above ``above``, up to ``high``."""
-
-    def number(text: str) -> float:
-        value = to_number(text)
-        if not above < value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not a number above {above:g} and at most {high:g}"
-            )
-        return value
-
-    return number
-
-
-def file_path(text: str) -> Path:
-    """The type of an option that is a file or folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty")
-    path = Path(text)
-    if len(text.encode()) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_NAME for p in path.parts):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is too long for a path")
-    return path

@@ -18,6 +18,8 @@ from typing import Any
 
 from cxrl.errors import CxrlError
 
+LEVELS = ("debug", "info", "warning", "error")
+"""Of ``--log-level``: libraries speak too; what is done; what is doubtful; what failed."""
 EXIT_USER_ERROR, EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 """How torch, a RuntimeError, and the system say it."""
@@ -25,6 +27,28 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Ca
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: as Ctrl-C, by another hand."""
+
+
+def set_level(level: str) -> None:
+    """From here on, what is below this level is not shown; one of ``LEVELS``."""
+    import logging
+
+    logging.getLogger("cxrl").setLevel(level.upper())
+    if level == "debug":
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+
+
+def is_shown(level: str) -> bool:
+    """Whether what is of this level is shown."""
+    import logging
+
+    return logging.getLogger("cxrl").isEnabledFor(logging.getLevelName(level.upper()))
+
+
+def say(text: str) -> None:
+    """A line about what was done, or what could be done next; not with ``--quiet``."""
+    if is_shown("info"):
+        print(text, flush=True)
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
@@ -36,6 +60,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     """
     argv = sys.argv[1:] if argv is None else argv
     signals: list[KeyboardInterrupt] = []
+    set_level("info")
     try:
         with _told_of(signals):
             return _run(command, argv)
@@ -139,7 +164,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    if is_shown("warning"):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException) -> str:

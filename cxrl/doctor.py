@@ -1,12 +1,17 @@
-"""``python -m cxrl.doctor``: what a configuration needs, what is there, and what a run will cost."""
+"""``cxrl doctor``: what a configuration needs, what is there, and what a run will cost."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cxrl.command import run_command
+from cxrl.command import run_command, say
 from cxrl.errors import CxrlError
+
+if TYPE_CHECKING:
+    from cxrl.arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,13 +19,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_doctor, argv)
 
 
-def _doctor(argv: Sequence[str]) -> None:
-    from cxrl.cli import config_parser, resolve
+def parser() -> Parser:
+    """The options."""
+    from cxrl.cli import ConfigParser
 
-    parser = config_parser(
-        "cxrl.doctor", "Says what a run of cxrl.train needs, what is there, and what it will cost."
-    )
-    config = resolve(parser.parse(argv))
+    about = "Says what a run of cxrl train needs, what is there, and what it will cost."
+    return ConfigParser("cxrl doctor", about)
+
+
+def _doctor(argv: Sequence[str]) -> None:
+    from cxrl.cli import resolve
+
+    args = parser().parse(argv)
+    config = resolve(args)
+    if args.print_config:
+        print(config.to_yaml(), end="")
+        return
     from cxrl import checkup
     from cxrl.requirements import required_files
 
@@ -32,6 +46,7 @@ def _doctor(argv: Sequence[str]) -> None:
         broken = sum(bool(file.problem) for file in lacking)
         words = f"missing for preset {config.preset}: {len(lacking) - broken}"
         raise CxrlError(f"{words}{f', broken: {broken}' if broken else ''}; see above")
+    say(f"\nnext: {shlex.join(['cxrl', 'train', *argv])}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 _LONGEST = 160
 """Characters of a value in a message: a path fits, a file does not."""
-_MOST_NAMES = 40
+_MOST_NAMES = 5
 
 
 class CxrlError(Exception):
@@ -34,7 +34,7 @@ def shown(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean …?`` with the names that are most alike, or else ``known: …`` with all, if few."""
+    """``did you mean …?`` with the names that are most alike, or else ``known: …`` with the first five."""
     import difflib  # here, as everything imports this module
 
     names, name = sorted(known), name[:_LONGEST]
@@ -43,6 +43,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = [candidate for candidate, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.1]
     if near:
         return f"did you mean {' or '.join(near)}?"
-    if len(names) > _MOST_NAMES:
-        return f"none of the {len(names)} that exist is like it"
-    return f"known: {', '.join(names) or 'none'}"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"known: {', '.join(names[:_MOST_NAMES]) or 'none'}{more}"

@@ -1,11 +1,16 @@
-"""``python -m cxrl.evaluate``: the summary of a run, drawn and judged again."""
+"""``cxrl evaluate``: the summary of a run, drawn and judged again."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cxrl.command import run_command
+from cxrl.command import run_command, say
+
+if TYPE_CHECKING:
+    from cxrl.arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,15 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_evaluate, argv)
 
 
-def _evaluate(argv: Sequence[str]) -> None:
-    from cxrl.cli import Parser, file_path, whole_number
+def parser() -> Parser:
+    """The options."""
+    from cxrl.arguments import Parser, file_path, run_option, whole_number
     from cxrl.config import MAX_IMAGES
-    from cxrl.storage.writing import check_writable, write_json
 
-    parser = Parser("cxrl.evaluate", "Judge a run again by models that gave no reward.")
-    parser.add_argument(
-        "--run", metavar="DIR", type=file_path, required=True, help="run directory of cxrl.train"
-    )
+    parser = Parser("cxrl evaluate", "Judge a run again by models that gave no reward.")
+    run_option(parser)
     parser.add_argument(
         "--num-images",
         metavar="N",
@@ -29,14 +32,25 @@ def _evaluate(argv: Sequence[str]) -> None:
         help=f"of each side, at most {MAX_IMAGES}; default as the run was judged",
     )
     parser.add_argument("--out", metavar="FILE", type=file_path, required=True, help="JSON, as summary.json")
-    args = parser.parse(argv)
-    from cxrl.output.terminal import summary_table
+    return parser
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    from cxrl.storage.writing import check_writable, write_json
+
+    args = parser().parse(argv)
+    check_writable(args.out, "--out")
+    from cxrl.output.terminal import TerminalProgress, summary_table
     from cxrl.rl.reopen import evaluate_run
 
-    check_writable(args.out, "--out")
-    summary = evaluate_run(args.run, num_images=args.num_images)
+    progress = TerminalProgress(0)
+    try:
+        summary = evaluate_run(args.run, num_images=args.num_images, progress=progress)
+    finally:
+        progress.close()
     write_json(args.out, summary)
     print(summary_table(summary))
+    say(f"next: {shlex.join(['cxrl', 'report', str(args.run)])}")
 
 
 if __name__ == "__main__":

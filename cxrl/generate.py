@@ -1,11 +1,19 @@
-"""``python -m cxrl.generate``: images of a report, by the policy of a run or by its anchor."""
+"""``cxrl generate``: images of reports, by the policy of a run or by its anchor."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cxrl.command import run_command
+from cxrl.command import run_command, say
+from cxrl.errors import CxrlError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cxrl.arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,32 +21,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_generate, argv)
 
 
-def _generate(argv: Sequence[str]) -> None:
-    from cxrl.cli import Parser, file_path, whole_number
+def parser() -> Parser:
+    """The options."""
+    from cxrl.arguments import Parser, file_path, run_option, whole_number
     from cxrl.config import MAX_IMAGES, MAX_SEED
-    from cxrl.storage.writing import check_folder_writable
 
-    parser = Parser("cxrl.generate", "Draw synthetic chest radiographs of a report. Not for diagnosis.")
+    parser = Parser("cxrl generate", "Draw synthetic chest radiographs of reports. Not for diagnosis.")
+    run_option(parser)
+    parser.add_argument("--prompt", metavar="TEXT", help="the report")
     parser.add_argument(
-        "--run", metavar="DIR", type=file_path, required=True, help="run directory of cxrl.train"
+        "--prompts",
+        metavar="FILE",
+        type=file_path,
+        help="reports: .txt (one a line), or .csv, .tsv, .jsonl, .parquet with a column text",
     )
-    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the report")
     parser.add_argument(
         "--num-images",
         metavar="N",
         type=whole_number(1, MAX_IMAGES),
         default=4,
-        help=f"images; default 4, at most {MAX_IMAGES}",
+        help=f"images of each report; default 4, at most {MAX_IMAGES}",
     )
     parser.add_argument(
         "--seed",
         metavar="S",
         type=whole_number(0, MAX_SEED),
         default=0,
-        help="of the first image; the next has S + 1",
+        help="of a report's first image; the next has S + 1; default 0",
     )
     parser.add_argument("--anchor", action="store_true", help="draw with the anchor, from the same latents")
-    parser.add_argument("--out", metavar="DIR", type=file_path, required=True, help="where the files go")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=file_path,
+        required=True,
+        help="where the files go, and images.csv, which lists them",
+    )
+    parser.add_argument("--grid", action="store_true", help="also write grid.png: reports across, seeds down")
     parser.add_argument(
         "--format",
         metavar="NAME",
@@ -46,17 +65,50 @@ def _generate(argv: Sequence[str]) -> None:
         default="png",
         help="png or dicom (needs pydicom: pip install 'cxrl[dicom]'); default png",
     )
-    args = parser.parse(argv)
+    return parser
+
+
+def _generate(argv: Sequence[str]) -> None:
+    from cxrl.storage.writing import check_folder_writable
+
+    args = parser().parse(argv)
+    prompts = _prompts(args)
+    check_folder_writable(args.out, "--out")
     from cxrl.images.read_dicom import import_pydicom
-    from cxrl.rl.reopen import draw_images, save_images
+    from cxrl.rl.drawing import draw_images, save_images
 
     if args.format == "dicom":
         import_pydicom()  # its absence is told before anything is drawn
     seeds = range(args.seed, args.seed + args.num_images)
-    check_folder_writable(args.out, "--out")
-    drawings = draw_images(args.run, args.prompt, seeds=seeds, anchor=args.anchor)
-    for path in save_images(args.out, drawings, args.format):
+    drawings = draw_images(args.run, prompts, seeds=seeds, anchor=args.anchor)
+    for path in save_images(args.out, drawings, args.format, grid=args.grid):
         print(path, flush=True)
+    if not args.anchor:
+        words = [word for word in argv if word not in ("--grid",)]
+        say(f"next: {shlex.join(['cxrl', 'generate', *words, '--anchor'])}")
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """The reports, in order.
+
+    Raises:
+        CxrlError: None, two sources of them, an empty one, or a file that cannot be read.
+    """
+    from cxrl.data.rows import read_table
+
+    if (args.prompt is None) == (args.prompts is None):
+        raise CxrlError("give either --prompt TEXT or --prompts FILE")
+    if args.prompt is not None:
+        return [args.prompt]
+    table = read_table(args.prompts, ["text"], "--prompts", lists=True)
+    table.check(["text"])
+    empty = [number for number, row in table.rows if not row["text"].strip()]
+    if empty:
+        raise CxrlError(
+            f"{table.where}: {table.unit} {empty[0]} has no report ({len(empty)} such in all); fill it in, "
+            "or leave it out"
+        )
+    return [row["text"] for _, row in table.rows]
 
 
 if __name__ == "__main__":

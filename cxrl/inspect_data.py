@@ -1,4 +1,4 @@
-"""``python -m cxrl.inspect_data``: what is in a data set, what was dropped and why, a contact sheet."""
+"""``cxrl inspect``: what is in a data set, what was dropped and why, a contact sheet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxrl.command import run_command
 from cxrl.errors import CxrlError
 
 if TYPE_CHECKING:
-    from cxrl.cli import Parser
+    from cxrl.arguments import Parser
     from cxrl.data.index import Count, FilmRecord, Index
 
 CELL, MARGIN, COLUMNS = 192, 10, 6
@@ -26,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_inspect, argv)
 
 
-def _parser() -> Parser:
-    from cxrl.cli import Parser, add_fields, file_path, whole_number
+def parser() -> Parser:
+    """The options."""
+    from cxrl.arguments import Parser, file_path, whole_number
+    from cxrl.cli import add_fields
     from cxrl.config import MAX_SEED, DataConfig
 
-    parser = Parser("cxrl.inspect_data", "Count a data set and show some of its films.")
-    parser.usage = "python -m cxrl.inspect_data --data.source NAME [--data.root PATH] [--out sheet.png]"
+    parser = Parser("cxrl inspect", "Count a data set and show some of its films.")
+    parser.usage = "cxrl inspect --data.source NAME [--data.root PATH] [--out sheet.png]"
     parser.add_argument("--out", metavar="FILE", type=file_path, help="write a contact sheet (PNG) of films")
     parser.add_argument(
         "--num-films", metavar="N", type=whole_number(1, 1000), help="on it, at most 1000; default 24"
@@ -43,7 +45,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--model.path", metavar="NAME", help="count the reports that this pipeline's tokenizer would cut"
     )
-    add_fields(parser.add_argument_group("data", DataConfig.help), DataConfig, {}, _OF_A_RUN)
+    add_fields(parser.add_argument_group("data", DataConfig.help), DataConfig, _OF_A_RUN)
     return parser
 
 
@@ -51,8 +53,13 @@ def _inspect(argv: Sequence[str]) -> None:
     from cxrl.cli import resolve
     from cxrl.config import Config
 
-    parsed = _parser().parse(argv)
+    parsed = parser().parse(argv)
     args, config = vars(parsed), resolve(parsed, Config()).data
+    if args["--data.source"] is None:
+        raise CxrlError(
+            "which data? openi is offline and needs nothing: cxrl inspect --data.source openi; mimic_cxr, "
+            "table and prompts need --data.root too (docs/data.md); the phantom is shown by cxrl phantom"
+        )
     for name in ("num_films", "seed"):
         if args["out"] is None and args[name] is not None:
             raise CxrlError(
@@ -84,17 +91,23 @@ def _inspect(argv: Sequence[str]) -> None:
 def summary(index: Index) -> str:
     """The counts of an index, as text."""
     from cxrl.data.index import SPLITS
+    from cxrl.tables import format_table
 
     head = f"{index.source}: {_sizes(index.films)}"
-    parts = [head, _table(("split", "films", "studies", "patients", "prompts"), _split_rows(index))]
+    parts = [
+        head,
+        format_table(
+            _split_rows(index), header=("split", "films", "studies", "patients", "prompts"), right=range(1, 5)
+        ),
+    ]
     views = Counter(film.view or "not given" for film in index.films)
-    parts.append(_table(("view", "films"), views.most_common()))
+    parts.append(format_table(views.most_common(), header=("view", "films"), right=[1]))
     if index.findings:
         header = ("finding (studies: present / absent / unknown)", *SPLITS)
-        parts.append(_table(header, _finding_rows(index)))
+        parts.append(format_table(_finding_rows(index), header=header, right=range(1, 4)))
     for title, counts in (("dropped films", index.dropped), ("kept, but", index.noted)):
         rows = [(reason, c.number, ", ".join(c.first)) for reason, c in counts.items()]
-        parts.append(_table((title, "number", "first"), rows or [("none", "", "")]))
+        parts.append(format_table(rows or [("none", "", "")], header=(title, "number", "first"), right=[1]))
     return "\n\n".join(parts)
 
 
@@ -126,18 +139,12 @@ def _finding_rows(index: Index) -> Iterable[tuple[Any, ...]]:
         yield finding, *cells
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    cells = [list(map(str, row)) for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
-    return "\n".join(lines)
-
-
 def _long_reports(index: Index, path: str) -> str:
     """How many distinct reports a tokenizer would cut, by split."""
     from cxrl.data.index import SPLITS, describe
     from cxrl.data.sources import choose_prompts
     from cxrl.models.base_files import load_tokenizer
+    from cxrl.tables import format_table
 
     reader, lines = load_tokenizer(path), []
     for name in SPLITS:
@@ -147,7 +154,7 @@ def _long_reports(index: Index, path: str) -> str:
                 films, None, findings=index.findings, reader=reader, on_long_prompt="drop"
             )
             lines.append((name, len(chosen.prompts), describe(chosen.skipped)))
-    return "\n" + _table(("split", "usable reports", "left out"), lines)
+    return "\n" + format_table(lines, header=("split", "usable reports", "left out"), right=[1])
 
 
 def contact_sheet(

@@ -1,4 +1,4 @@
-"""``python -m cxrl.pretrain``: the embedded default from nothing, a posture regressor from films, or a
+"""``cxrl pretrain``: the embedded default from nothing, a posture regressor from films, or a
 pipeline fine-tuned on a table of images and texts.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from cxrl.cli import Parser
+    from cxrl.arguments import Parser
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "phantom": (),
@@ -35,12 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_pretrain, argv)
 
 
-def _parser() -> Parser:
-    from cxrl.cli import Parser, file_path, real_number, whole_number
+def parser() -> Parser:
+    """The options."""
+    from cxrl.arguments import Parser, file_path, real_number, whole_number
     from cxrl.config import MAX_IMAGES, MAX_SEED
 
     parser = Parser(
-        "cxrl.pretrain",
+        "cxrl pretrain",
         "Train the embedded default or a posture regressor, or fine-tune a pipeline on a table.",
     )
     parser.add_argument(
@@ -88,7 +89,7 @@ def _parser() -> Parser:
 
 
 def _pretrain(argv: Sequence[str]) -> None:
-    args = _parser().parse(argv)
+    args = parser().parse(argv)
     _check(args)
     from cxrl.storage.writing import check_folder_writable, check_writable
 

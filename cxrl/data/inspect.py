@@ -1,4 +1,4 @@
-"""``python -m cxrl.data.inspect``, the former name of ``python -m cxrl.inspect_data``."""
+"""``python -m cxrl.data.inspect``, the former name of ``cxrl inspect``."""
 
 from __future__ import annotations
 

@@ -93,9 +93,7 @@ def _source(config: DataConfig) -> tuple[list[Path], Callable[[DataConfig], Inde
         from cxrl.data.table import build_prompts, build_table
 
         return [Path(config.root)], build_table if config.source == "table" else build_prompts
-    raise CxrlError(
-        f"data.source: {config.source} has no files; its films: python -m cxrl.data.phantom --out sheet.png"
-    )
+    raise CxrlError(f"data.source: {config.source} has no files; its films: cxrl phantom --out sheet.png")
 
 
 def cache_folder(config: DataConfig) -> Path | None:

@@ -179,6 +179,6 @@ def _reference(path: Path) -> tuple[Tensor, Tensor]:
             raise ValueError(f"it {problem}")
     except (SafetensorError, OSError, ValueError) as error:
         raise CxrlError(
-            f"{path} cannot be read ({error}); `python -m cxrl.pretrain --preset phantom` makes it"
+            f"{path} cannot be read ({error}); `cxrl pretrain --preset phantom` makes it"
         ) from None
     return tensors["features"].float(), tensors["scale"].float()

@@ -1,9 +1,10 @@
-"""The numbers of ``summary.json``: anchor and policy by judges that gave no reward, with 95 % intervals.
+"""The numbers of ``summary.json``: anchor, policy and real films by judges that gave no reward, with 95 %
+intervals.
 
-Intervals are percentiles of a bootstrap over *prompts* (images of one prompt are not independent). Anchor
-and policy use the same resamples, so ``change`` is a paired comparison. A resample repeats images, which
-pushes the Fréchet distance up by more than its own bias; its replicates are therefore shifted to have the
-estimate as their mean.
+Intervals are percentiles of a bootstrap over *prompts* (images of one prompt are not independent). Anchor,
+policy and, where they are of the same prompts, real films use the same resamples, so ``change`` and ``gap``
+are paired comparisons. A resample repeats images, which pushes the Fréchet distance up by more than its own
+bias; its replicates are therefore shifted to have the estimate as their mean.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from cxrl.metrics.classification import weighted_auroc
 from cxrl.metrics.distribution import weighted_frechet
 from cxrl.metrics.diversity import within_prompt
 from cxrl.metrics.posture import posture_score
-from cxrl.shipped import PHANTOM
 
 KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
 LOWER_IS_BETTER = ("fid", "ms_ssim")
+PSI = ("log_sx", "log_sy", "tx", "ty", "theta")
 JUDGE_BATCH = 64
-
-DrawImages = Callable[[PromptBatch, bool], Tensor]
-"""``draw(batch, anchor)`` → float32 [N, 1, H, W] in [0, 1]; the same x_T for anchor and policy."""
+NUM_JUDGEMENTS = 4
+"""Passes of judges over the images: alignment, pose, findings, features."""
 
 
 class JudgeModels(Protocol):
@@ -61,6 +61,25 @@ class JudgeModels(Protocol):
 
 
 @dataclass(frozen=True)
+class ImageScores:
+    """What the judges say of each of N images, on the CPU.
+
+    Attributes:
+        posture: float32 [N], minus the distance of the pose from the canonical one.
+        diagnosis: float32 [N], mean over the known labels of the probability given to the truth; nan without.
+        consistency: float32 [N], cosine of image and report.
+        psi: float32 [N, 5] pose.
+        probability: float32 [N, F] of the findings.
+    """
+
+    posture: Tensor
+    diagnosis: Tensor
+    consistency: Tensor
+    psi: Tensor
+    probability: Tensor
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The scores of one set of images.
 
@@ -69,25 +88,36 @@ class Evaluation:
         replicates: Of every key, float64 [B] bootstrap values; B = 0 without intervals.
         auroc_per_finding: nan where a class is missing.
         num_images: N.
+        auroc_replicates: Finding → float64 [B].
+        images: Of every image.
     """
 
     values: dict[str, float]
     replicates: dict[str, Tensor] = field(repr=False)
     auroc_per_finding: dict[str, float]
     num_images: int
+    auroc_replicates: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    images: ImageScores | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the six values, ``ci`` and ``auroc_per_finding``; None where undefined."""
+        """For JSON: the six values, ``ci``, ``auroc_per_finding`` and ``ci_per_finding``; None where
+        undefined.
+        """
         return {
             **{key: _json(self.values[key]) for key in KEYS},
-            "ci": {key: _interval(self.replicates[key]) for key in KEYS},
+            "ci": self.intervals(),
             "auroc_per_finding": {name: _json(value) for name, value in self.auroc_per_finding.items()},
+            "ci_per_finding": {name: _interval(r) for name, r in self.auroc_replicates.items()},
         }
+
+    def intervals(self) -> dict[str, list[float | None]]:
+        """Key → [low, high], 95 %; None without."""
+        return {key: _interval(self.replicates[key]) for key in KEYS}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Anchor and policy on the same prompts."""
+    """Anchor and policy on the same prompts, and real films of these where there are any."""
 
     anchor: Evaluation
     policy: Evaluation
@@ -95,6 +125,7 @@ class Summary:
     images: Tensor = field(repr=False)
     seed: int
     judges: dict[str, Any]
+    real: Evaluation | None = None
 
     def change(self) -> dict[str, Any]:
         """Policy minus anchor for every key, with the interval of the paired difference under ``ci``."""
@@ -105,12 +136,30 @@ class Summary:
             "ci": {key: _interval(paired[key]) for key in KEYS},
         }
 
+    def gap(self) -> dict[str, Any] | None:
+        """Share of the way from the anchor to real films that the policy went, for every key: 1 is all of it,
+        below 0 the wrong way. None without real films. The interval is wide, or undefined, where the way is
+        short.
+        """
+        if self.real is None:
+            return None
+        values, ci = {}, {}
+        for key in KEYS:
+            sides = [(e.values[key], e.replicates[key]) for e in (self.anchor, self.policy, self.real)]
+            (floor, low), (reached, mid), (ceiling, high) = sides
+            values[key] = _json((reached - floor) / (ceiling - floor)) if ceiling != floor else None
+            paired = len(low) == len(mid) == len(high)
+            ci[key] = _interval((mid - low) / (high - low) if paired else torch.empty(0))
+        return {**values, "ci": ci}
+
     def to_dict(self, *, wall_seconds: float) -> dict[str, Any]:
         """The content of ``summary.json``."""
         return {
             "anchor": self.anchor.to_dict(),
             "policy": self.policy.to_dict(),
+            "real": None if self.real is None else self.real.to_dict(),
             "change": self.change(),
+            "gap": self.gap(),
             "seed": self.seed,
             "wall_seconds": wall_seconds,
             "num_images": self.policy.num_images,
@@ -133,7 +182,14 @@ def evaluation_batch(
 
 
 def evaluate_images(
-    images: Tensor, batch: PromptBatch, judges: JudgeModels, *, seed: int, bootstrap: int
+    images: Tensor,
+    batch: PromptBatch,
+    judges: JudgeModels,
+    *,
+    seed: int,
+    bootstrap: int,
+    judged: Callable[[int], None] = lambda count: None,
+    comparable: bool = True,
 ) -> Evaluation:
     """Scores of images against their prompts.
 
@@ -143,6 +199,9 @@ def evaluate_images(
         judges: Models that gave no reward.
         seed: Of the bootstrap; the same seed and prompts give the same resamples.
         bootstrap: Resamples, 0 for no intervals.
+        judged: Is told how many more images one of the ``NUM_JUDGEMENTS`` has seen.
+        comparable: Whether they are as many as the other sides'; without that there is no Fréchet distance,
+            whose bias is in their number.
 
     Raises:
         ValueError: Images of a wrong shape or range.
@@ -155,12 +214,17 @@ def evaluate_images(
         raise ValueError(f"image {bad} has values outside [0, 1] or nan")
     num_prompts = len(batch.prompts)
     texts = _finite(judges, "consistency", "report", judges.text_embeds([p.text for p in batch.prompts]))
-    embeds = _judged(judges, "consistency", judges.image_embeds, images)
-    posture = posture_score(_judged(judges, "posture", judges.posture, images))
-    probability = _judged(judges, "diagnosis", judges.classify, images)
+    embeds = _judged(judges, "consistency", judges.image_embeds, images, judged)
+    psi = _judged(judges, "posture", judges.posture, images, judged)
+    posture = posture_score(psi)
+    probability = _judged(judges, "diagnosis", judges.classify, images, judged)
     labels = batch.labels_of(judges.findings)
-    features, reference = _judged(judges, "diagnosis", judges.features, images), judges.reference
+    features, reference = _judged(judges, "diagnosis", judges.features, images, judged), judges.reference
+    reference = reference if comparable else None
     aligned = alignment(embeds, texts[batch.prompt_of].cpu()).double()
+    each_image = ImageScores(
+        posture.float(), truth_probability(probability, labels), aligned.float(), psi, probability
+    )
     distance, similar = within_prompt(images, batch.prompt_of, num_prompts)
 
     def scores(counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -179,15 +243,27 @@ def evaluate_images(
 
     values, each = scores(torch.ones(1, num_prompts, dtype=torch.float64))
     replicates = {key: torch.empty(0, dtype=torch.float64) for key in KEYS}
+    of_findings = torch.empty(0, len(judges.findings), dtype=torch.float64)
     if bootstrap and num_prompts > 1:
-        replicates, _ = scores(_resamples(num_prompts, bootstrap, seed))
+        replicates, of_findings = scores(_resamples(num_prompts, bootstrap, seed))
         replicates["fid"] = (replicates["fid"] - replicates["fid"].mean() + values["fid"]).clamp_min(0.0)
     return Evaluation(
         values={key: float(value) for key, value in values.items()},
         replicates=replicates,
         auroc_per_finding=dict(zip(judges.findings, each[0].tolist(), strict=True)),
         num_images=len(batch),
+        auroc_replicates=dict(zip(judges.findings, of_findings.unbind(1), strict=True)),
+        images=each_image,
     )
+
+
+def truth_probability(probability: Tensor, labels: Tensor) -> Tensor:
+    """float32 [N]: mean over the known labels [N, F] of the probability [N, F] given to what is true; nan
+    where no label is known.
+    """
+    known = ~labels.isnan()
+    right = torch.where(labels == 1, probability, 1 - probability)
+    return torch.where(known, right, torch.zeros_like(right)).sum(1) / known.sum(1)
 
 
 def summarise(
@@ -197,50 +273,30 @@ def summarise(
     return evaluate_images(images, batch, judges, seed=seed, bootstrap=bootstrap).to_dict()
 
 
-def evaluate_policy(
-    draw: DrawImages,
-    prompts: Sequence[ReportPrompt],
-    judges: JudgeModels,
-    *,
-    num_images: int,
-    samples_per_prompt: int,
-    seed: int,
-    bootstrap: int,
-    judges_name: str = PHANTOM,
-    anchor: Evaluation | None = None,
-) -> Summary:
-    """Draws and scores images of the policy and, unless it is given, of the anchor.
-
-    Args:
-        draw: Called with the same batch for both sides.
-        prompts: Held-out reports.
-        judges: Models that gave no reward.
-        num_images: Of each side.
-        samples_per_prompt: About how many of them per report.
-        seed: Of the bootstrap, and written into the summary.
-        bootstrap: Resamples.
-        judges_name: What was loaded, written into the summary.
-        anchor: An earlier evaluation of the anchor with the same prompts and seed.
-    """
-    batch = evaluation_batch(prompts, num_images, samples_per_prompt)
-    if anchor is None:
-        anchor = evaluate_images(draw(batch, True), batch, judges, seed=seed, bootstrap=bootstrap)
-    images = draw(batch, False)
-    policy = evaluate_images(images, batch, judges, seed=seed, bootstrap=bootstrap)
-    description = {
-        "name": judges_name,
+def describe_judges(judges: JudgeModels, name: str) -> dict[str, Any]:
+    """What ``summary.json`` says of the judges."""
+    return {
+        "name": name,
         "feature_dim": None if judges.reference is None else judges.reference.shape[1],
         "findings": list(judges.findings),
         **getattr(judges, "description", {}),
     }
-    return Summary(anchor, policy, batch, images, seed, description)
 
 
-def _judged(judges: JudgeModels, task: str, score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def _judged(
+    judges: JudgeModels,
+    task: str,
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    judged: Callable[[int], None],
+) -> Tensor:
     """What the judge of a task says of images, in batches, on the CPU."""
+    parts = []
     with torch.no_grad():
-        scores = torch.cat([score(part).cpu() for part in images.split(JUDGE_BATCH)])
-    return _finite(judges, task, "image", scores)
+        for part in images.split(JUDGE_BATCH):
+            parts.append(score(part).cpu())
+            judged(len(part))
+    return _finite(judges, task, "image", torch.cat(parts))
 
 
 def _finite(judges: JudgeModels, task: str, of: str, scores: Tensor) -> Tensor:

@@ -62,6 +62,12 @@ def save_png(
     save_picture(path, Image.fromarray(to_uint8(image)), chunks)
 
 
+def read_grey(path: Path) -> np.ndarray:
+    """uint8 [H, W] of a picture that was written here."""
+    with Image.open(path) as image:
+        return np.array(image.convert("L"))
+
+
 def save_grid(path: Path, rows: Mapping[str, Tensor], captions: Sequence[str]) -> None:
     """Write rows of images of the same prompts above each other, with captions and the word SYNTHETIC.
 

@@ -89,8 +89,8 @@ def read_raster(path: Path, data: bytes, size: tuple[int, int] | None) -> np.nda
     data, is_inverted = _black_is_zero(path, data, tags)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise UnreadableImage(path, OTHER_KIND, f"{image.n_frames} frames")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise UnreadableImage(path, OTHER_KIND, f"{frames} frames")
             check_size(path, image.height, image.width)
             orientation = _orientation(image) if image.format in ("JPEG", "MPO") else 1
             if size is not None:

@@ -60,9 +60,7 @@ def run_page(run_dir: Path) -> str:
             table = summary_table(json.loads(summary.read_text(encoding="utf-8")))
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = " ".join(str(error).split())[:80]
-            raise CxrlError(
-                f"{summary} is damaged ({reason}); python -m cxrl.evaluate writes a new one"
-            ) from None
+            raise CxrlError(f"{summary} is damaged ({reason}); cxrl evaluate writes a new one") from None
     grids = sorted((run_dir / SAMPLES).glob("*.png"))
     body = [
         f"<h1>cxrl run {escape(run_dir.resolve().name)}</h1>",

@@ -17,6 +17,16 @@ def presets() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
+def preset_sentence(name: str) -> str:
+    """What a preset is for: the first sentence of its file."""
+    words = []
+    for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        words += line.lstrip("#").split()
+    return " ".join(words).split(". ")[0].rstrip(".")
+
+
 @cache
 def load_preset(name: str) -> Config:
     """The defaults with a preset over them. Raises CxrlError with the nearest names when there is none."""

@@ -163,7 +163,7 @@ image. **Not for diagnosis.**
 - `judges/`: the same tasks for evaluation only (ConvNeXt trunk, convolutional reader, other seed, other
   films), and the features of clean films with natural pose for the Frechet distance.
 
-Made by `python -m cxrl.pretrain --preset phantom --out DIR` with: {settings}.
+Made by `cxrl pretrain --preset phantom --out DIR` with: {settings}.
 Where what ships differs from one run of that command, `PROVENANCE.md` says how.
 
 Rewards and judges learned from correct reports, at twice the natural pose spread, so that they stay valid on

@@ -133,13 +133,17 @@ def check_labels(rewards: Mapping[str, Reward], prompts: Sequence[ReportPrompt])
 
 @torch.no_grad()
 def score_all(
-    rewards: dict[str, Reward], images: Tensor, batch: PromptBatch
+    rewards: dict[str, Reward],
+    images: Tensor,
+    batch: PromptBatch,
+    scored: Callable[[int], None] = lambda count: None,
 ) -> tuple[tuple[str, ...], Tensor]:
     """Every reward of every image.
 
     Args:
         images: float32 [N, 1, H, W] in [0, 1].
         batch: The prompts of the N images.
+        scored: Is told how many more images one of the rewards has scored.
 
     Returns:
         The K names, and float32 [N, K].
@@ -166,4 +170,5 @@ def score_all(
                 "rewards must be finite"
             )
         columns.append(score.detach().float())
+        scored(len(batch))
     return tuple(rewards), torch.stack(columns, dim=1)

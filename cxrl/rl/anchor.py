@@ -115,6 +115,16 @@ class Anchors:
         self._extend(batch.prompts, score)
         return self.bank.table(batch.prompts), prompt_of
 
+    def work(self, batch: PromptBatch) -> int:
+        """Rows of :meth:`rewards`, of this process's share: (image, step) pairs and images times rewards."""
+        if not needs_anchor(self.config):
+            return 0
+        one_to_one = self.config.comparison.anchor == "one_to_one"
+        num = len(batch) if one_to_one else self.bank.size * len(self.bank.missing(batch.prompts))
+        share = self.engine.share(num)
+        each = len(self.sampler.schedule) + len(self.config.rewards.names)
+        return (share.stop - share.start) * each
+
     def _one_to_one(self, rollout: Rollout, batch: PromptBatch, epoch: int, score: Score) -> Tensor:
         """[N, K] of one image a sample, which shares x_T, a part of the state, but not the step noise."""
         share = self.engine.share(len(batch))

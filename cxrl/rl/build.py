@@ -20,6 +20,7 @@ from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.limits import Limits
 from cxrl.rl.rollout import Sampler
+from cxrl.rl.scoring import Scorer
 from cxrl.rl.seeding import derive_seed
 from cxrl.rl.update import Updater
 from cxrl.scorers.choice import open_models, phantom_models
@@ -34,7 +35,7 @@ class Parts:
 
     Attributes:
         prompts: Training reports.
-        rewards: Name → model, in the order of ``config.rewards.names``.
+        scorer: The rewards, in the order of ``config.rewards.names``.
         policy: What learns; its base is the anchor.
         sampler: Draws with it.
         updater: Teaches it.
@@ -46,7 +47,7 @@ class Parts:
     """
 
     prompts: tuple[ReportPrompt, ...]
-    rewards: dict[str, Reward]
+    scorer: Scorer
     policy: Policy
     sampler: Sampler
     updater: Updater
@@ -104,15 +105,17 @@ def build(
     if not (rewards or judges):
         notes += [f"warning: {line}" for line in phantom_models(config)]
     policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
-    sampler = Sampler(policy, config.sampler)
+    sampler, scorer = Sampler(policy, config.sampler), Scorer(made, engine)
     return Parts(
         prompts=training,
-        rewards=made,
+        scorer=scorer,
         policy=policy,
         sampler=sampler,
         updater=Updater(sampler, config.optim, engine),
         anchors=Anchors(sampler, config, engine),
-        evaluator=Evaluator(sampler, held_out, judged_by, config, engine),
+        evaluator=Evaluator(
+            sampler, held_out, judged_by, config, engine, scorer=scorer, own_prompts=prompts is not None
+        ),
         limits=Limits(config, policy),
         digests=scorer_digests((*of_rewards.values(), *of_judges.values()), own),
         notes=tuple(note for note in notes if note),

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ _WITHOUT_EFFECT = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "optim.gradient_accumulation"),
 }
 """Environment variable that accelerate's launcher sets from its configuration: (harmless value, ours)."""
+_OF_PICTURES = {"wandb": True, "swanlab": True, "aim": False, "clearml": False}
+"""Trackers of accelerate that take arrays, and whether in a list."""
 
 
 class Engine:
@@ -158,15 +161,30 @@ class Engine:
             with self._together("waiting"):
                 self.accelerator.wait_for_everyone()
 
-    def start_trackers(self, epoch: int, *, resumed: bool) -> None:
-        """Open the trackers; they get numbers, never reports or images.
+    def start_trackers(self, epoch: int, config: Mapping[str, Any], *, resumed: bool) -> None:
+        """Open the trackers; they get the settings and numbers, never reports.
 
         Args:
             epoch: Epochs completed.
+            config: Full name → value of every setting.
             resumed: TensorBoard forgets what it was told of later epochs: they come again.
         """
         forget = {"tensorboard": {"purge_step": epoch + 1}} if resumed else {}
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs=forget)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":  # its own way leaves a folder named after the time
+                table = "\n".join(f"| {name} | {value} |" for name, value in config.items())
+                tracker.writer.add_text("config", f"| setting | value |\n|---|---|\n{table}", epoch)
+            else:
+                tracker.store_init_configuration({name: _plain(value) for name, value in config.items()})
+
+    def log_picture(self, name: str, picture: Any, step: int) -> None:
+        """Show the trackers that can a picture, uint8 [H, W]."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image(name, picture, step, dataformats="HW")
+            elif tracker.name in _OF_PICTURES:
+                tracker.log_images({name: [picture] if _OF_PICTURES[tracker.name] else picture}, step=step)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         self.accelerator.log(numbers, step=step)
@@ -179,6 +197,11 @@ class Engine:
         """Close the trackers after an error; the others notice when this process ends."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as every tracker takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:

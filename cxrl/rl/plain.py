@@ -131,6 +131,6 @@ def page(sampler: SamplerConfig, scheduler: Any, num_ace_tokens: int) -> str:
         "plain diffusers does not.\n\n"
         f"```python\n{snippet}\n```\n\n"
         f"{without}{below}"
-        "The generator's seed is that of `python -m cxrl.generate --seed 0`; of another number, "
+        "The generator's seed is that of `cxrl generate --seed 0`; of another number, "
         '`cxrl.rl.seeding.derive_seed(number, "generate")`.\n'
     )

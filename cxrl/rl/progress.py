@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,26 @@ from cxrl.rl.records import Advantages, Comparison, RewardTable, Rollout, Update
 
 
 class Progress:
-    """Is told what happens. This one says nothing."""
+    """Is told what happens while a run works. This one says nothing: override what is wanted.
+
+    With several processes every one tells its own; ``RANK`` in the environment is 0 for the first.
+    """
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int) -> Iterator[None]:
+        """Inside, the run is in a stage of ``total`` rows: images, or (image, denoising step) pairs."""
+        yield
+
+    def advance(self, count: int) -> None:
+        """So many more rows of the stage are done."""
+
+    def evaluation(self, epoch: int, record: dict[str, Any]) -> None:
+        """The judges' scores after ``epoch`` epochs: the keys of :meth:`epoch` that begin with ``eval``; of
+        the anchor, at epoch 0, the content of bounds.json.
+        """
+
+    def checkpoint(self, path: Path) -> None:
+        """A checkpoint was written."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """A completed epoch: the line of metrics.jsonl."""
@@ -79,6 +100,6 @@ def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float
     for key, value in record.items():
         if isinstance(value, Mapping):
             result |= flat_numbers(value, f"{prefix}{key}/")
-        else:
+        elif isinstance(value, int | float):  # no intervals, and nothing that is undefined
             result[f"{prefix}{key}"] = float(value)
     return result

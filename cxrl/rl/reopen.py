@@ -1,24 +1,18 @@
-"""Runs opened again, finished or not: draw from them, judge them."""
+"""Runs opened again, finished or not: their policy, and judging it."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cxrl.config import Config, PolicyConfig
-from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.data.sources import load_prompts
 from cxrl.errors import CxrlError
 from cxrl.evaluation.judges import build_judges, open_judges
-from cxrl.images.dicom import Series, save_dicom
-from cxrl.images.png import save_png
 from cxrl.models.adapter import load_adapter, read_description
 from cxrl.models.base import load_base
 from cxrl.models.fingerprint import check_fingerprint
@@ -27,8 +21,8 @@ from cxrl.presets import load_yaml
 from cxrl.rl.batch_sizes import fill_batch_sizes
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
-from cxrl.rl.rollout import Sampler, image_noise
-from cxrl.rl.seeding import generator
+from cxrl.rl.progress import Progress
+from cxrl.rl.rollout import Sampler
 from cxrl.scorers.digests import changed, scorer_digests
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
 from cxrl.storage.layout import (
@@ -40,10 +34,7 @@ from cxrl.storage.layout import (
     GOOD_FILE,
     STATE_FILE,
 )
-from cxrl.storage.privacy import owner_only
 from cxrl.storage.reading import field, read_json
-
-FORMATS = {"png": ".png", "dicom": ".dcm"}
 
 
 def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
@@ -53,7 +44,7 @@ def open_run(run_dir: Path, engine: Engine) -> tuple[Config, Policy]:
         CxrlError: There is no run there, or a file of it is missing or damaged.
     """
     if not (run_dir / CONFIG).is_file():
-        raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
+        raise CxrlError(f"{run_dir} is not a run of cxrl train: it has no {CONFIG}; see --run")
     config, _ = fill_batch_sizes(load_yaml(run_dir / CONFIG), engine.device)
     model = config.model
     _check_sampler(config, run_dir)
@@ -144,82 +135,16 @@ def _newest(run_dir: Path) -> Path:
     return saved[-1] if newer else adapter
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Images of one report by one side of a run.
-
-    Attributes:
-        images: float32 [N, 1, H, W] in [0, 1].
-        seeds: One per image.
-        source: "policy" or "anchor".
-        prompt: The report.
-        restricted: The run's data set may not be passed on.
-    """
-
-    images: Tensor
-    seeds: Sequence[int]
-    source: str
-    prompt: str
-    restricted: bool
-
-
-def draw_images(run_dir: Path, prompt: str, *, seeds: Sequence[int], anchor: bool) -> Iterator[Drawing]:
-    """Images of one report, as many at a time as the run's sampler takes. An image depends on its seed alone,
-    policy and anchor start from the same x_T.
-
-    Args:
-        run_dir: A run of ``cxrl.train``.
-        prompt: The report.
-        seeds: One per image.
-        anchor: Draw with the anchor.
-
-    Raises:
-        CxrlError: The prompt is empty or longer than the text encoder reads; there is no run.
-    """
-    if not prompt.strip():
-        raise CxrlError("the prompt is empty; expected a report such as 'Small left pleural effusion.'")
-    config, policy = open_run(run_dir, Engine(run_dir))
-    sampler, size = Sampler(policy, config.sampler), config.sampler.batch_size
-    source, restricted = "anchor" if anchor else "policy", config.data.is_restricted
-    for start in range(0, len(seeds), size):
-        some = seeds[start : start + size]
-        batch = PromptBatch.repeat([ReportPrompt(0, prompt, ())], len(some))
-        rngs = [generator(seed, "generate", device=policy.device) for seed in some]
-        noise = image_noise(rngs, policy.base.latent_shape)
-        yield Drawing(sampler.images(batch, noise, anchor=anchor), some, source, prompt, restricted)
-
-
-def save_images(out: Path, drawings: Iterable[Drawing], file_format: str = "png") -> Iterator[Path]:
-    """Write ``out/SOURCE-SEED.png`` or ``.dcm`` for every image as it comes; each says that it is synthetic.
-
-    With restricted data the files are their owner's alone and do not hold the prompt, which may quote it.
-
-    Raises:
-        CxrlError: A file cannot be written, or the format is "dicom" and pydicom is not installed.
-    """
-    series, number = Series() if file_format == "dicom" else None, 0
-    for drawing in drawings:
-        source, prompt = drawing.source, "" if drawing.restricted else drawing.prompt
-        with owner_only(drawing.restricted):
-            out.mkdir(parents=True, exist_ok=True)
-        for image, seed in zip(drawing.images, drawing.seeds, strict=True):
-            number += 1
-            path = out / f"{source}-{seed:06d}{FORMATS[file_format]}"
-            with owner_only(drawing.restricted):
-                if series is None:
-                    save_png(path, image, seed=seed, prompt=prompt, extra={"Source": source})
-                else:
-                    save_dicom(path, image, series, number=number, seed=seed, source=source, prompt=prompt)
-            yield path
-
-
-def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: Path, *, num_images: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """Judge a run again, as the end of its training does: the content of ``summary.json``. Warns where the
     judges are not the ones that judged it then.
 
     Args:
-        run_dir: A run of ``cxrl.train``.
+        run_dir: A run of ``cxrl train``.
         num_images: Of each side; by default the run's own number, which gives the run's own scores.
+        progress: Is told how far it is.
 
     Raises:
         CxrlError: There is no run there, or a file of it or of the judges is missing or damaged.
@@ -235,6 +160,9 @@ def evaluate_run(run_dir: Path, *, num_images: int | None = None) -> dict[str, A
         warnings.warn(f"other judges than judged this run before: {', '.join(others)}", stacklevel=2)
     judges = build_judges(config, policy.base.image_size, engine.device, models)
     prompts = load_prompts(config, policy.base, "eval").prompts
-    evaluator = Evaluator(Sampler(policy, config.sampler), prompts, judges, config, engine)
-    result = evaluator.summary().to_dict(wall_seconds=time.perf_counter() - started)
+    sampler = Sampler(policy, config.sampler)
+    evaluator = Evaluator(sampler, prompts, judges, config, engine)
+    sampler.progress = evaluator.progress = progress or Progress()
+    summary, _ = evaluator.summary()
+    result = summary.to_dict(wall_seconds=time.perf_counter() - started)
     return result | {name: recorded.get(name) for name in ("epochs", "kept_epoch", "stopped_early")}

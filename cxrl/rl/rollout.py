@@ -18,6 +18,7 @@ from cxrl.config import SamplerConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.models.policy import Policy
 from cxrl.ops import denoise_step
+from cxrl.rl.progress import Progress
 from cxrl.rl.records import Rollout
 from cxrl.rl.schedule import ddim_table
 from cxrl.rl.seeding import generator
@@ -70,6 +71,7 @@ class Sampler:
         schedule: Table of the chain, on the policy's device.
         guidance: Scale as the ops take it.
         negative_embeds: [L, D] of the empty prompt, or None without guidance.
+        progress: Is told of every (sample, step).
     """
 
     def __init__(self, policy: Policy, config: SamplerConfig) -> None:
@@ -80,6 +82,7 @@ class Sampler:
         ).to(base.device)
         self.guidance = config.guidance_scale
         self.negative_embeds = base.encode_text([""])[0] if self.guidance > 1 else None
+        self.progress = Progress()
         self._embeds: OrderedDict[str, Tensor] = OrderedDict()
 
     def prompt_embeds(self, prompts: Sequence[ReportPrompt]) -> Tensor:
@@ -140,7 +143,9 @@ class Sampler:
         output = self.policy.predict(
             x_t, timesteps, embeds, self.negative_embeds, prompt_of=prompt_of, anchor=anchor
         )
-        return denoise_step(*output, self.guidance, x_t, noise, self.schedule.rows[step].expand(n, 3))
+        result = denoise_step(*output, self.guidance, x_t, noise, self.schedule.rows[step].expand(n, 3))
+        self.progress.advance(n)
+        return result
 
 
 def sample_images(

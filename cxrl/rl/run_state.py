@@ -30,6 +30,7 @@ from cxrl.storage.checkpoint import (
     prune,
     save_checkpoint,
 )
+from cxrl.storage.layout import step_name
 from cxrl.storage.reading import field
 from cxrl.storage.run_dir import RunDir, check_settings, settings
 
@@ -67,9 +68,12 @@ class RunState:
             "stopped_early": self.parts.limits.reason,
         }
 
-    def save(self, run_dir: RunDir) -> None:
+    def save(self, run_dir: RunDir) -> Path:
         """Write a checkpoint. The main process writes; all must hold the same weights, for a resumed run
         starts all from these.
+
+        Returns:
+            Its folder.
 
         Raises:
             CxrlError: It cannot be written, or the processes' weights differ.
@@ -84,6 +88,7 @@ class RunState:
                 keep=self.config.train.keep_checkpoints,
             )
         self.engine.wait()
+        return run_dir.checkpoints / step_name(updater.num_steps)
 
     def load(self, run_dir: RunDir) -> Path | None:
         """Go to the newest checkpoint.

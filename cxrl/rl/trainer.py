@@ -14,30 +14,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch
 from cxrl.errors import CxrlError
 from cxrl.evaluation.summary import JudgeModels, Summary
+from cxrl.images.png import read_grey
+from cxrl.machine import session
 from cxrl.models.adapter import save_adapter
-from cxrl.rewards.base import Reward, score_all
+from cxrl.rewards.base import Reward
 from cxrl.rl.advantages import advantages
-from cxrl.rl.batch_sizes import fill_batch_sizes, keep_batch_sizes
+from cxrl.rl.batch_sizes import fill_batch_sizes, keep_batch_sizes, machine_memory
 from cxrl.rl.build import Prompts, build
 from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
 from cxrl.rl.epoch_prompts import epoch_prompts
+from cxrl.rl.evaluation import Judged
+from cxrl.rl.image_files import save_judged
 from cxrl.rl.progress import Progress, epoch_record, flat_numbers
-from cxrl.rl.records import RewardTable, Rollout
+from cxrl.rl.records import Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState
 from cxrl.rl.seeding import generator, seed_globals
-from cxrl.storage.layout import CONFIG, SUMMARY, grid_name
+from cxrl.storage.layout import BOUNDS, CONFIG, SUMMARY, grid_name
 from cxrl.storage.privacy import owner_only
-from cxrl.storage.run_dir import RunDir
+from cxrl.storage.run_dir import RunDir, flat
 from cxrl.storage.writing import write_json
+
+Verdict = tuple[Summary, Judged]
+"""The summary, and the images of the policy that it is of."""
 
 
 class Trainer:
@@ -84,6 +90,8 @@ class Trainer:
                 self.run_dir.check(config, resume=resume, overwrite=overwrite)
             self.config, self._fitted = fill_batch_sizes(config, self.engine.device, self.engine.world)
             self.parts = build(self.config, self.engine, rewards=rewards, judges=judges, prompts=prompts)
+        for part in (self.parts.sampler, self.parts.scorer, self.parts.evaluator):
+            part.progress = self.progress
         self.state = RunState(self.config, self.parts, self.engine)
 
     def run(self) -> dict[str, Any]:
@@ -120,9 +128,10 @@ class Trainer:
                     self.progress.message(line)
             if self.engine.is_main:
                 self.run_dir.write_config(self.config)
+                self.run_dir.add_session(session(machine_memory(self.engine.device)))
                 for line in self.run_dir.roll_back(self.state.epoch):
                     self.progress.message(line)
-            self.engine.start_trackers(self.state.epoch, resumed=self.resume)
+            self.engine.start_trackers(self.state.epoch, flat(self.config.to_dict()), resumed=self.resume)
             try:
                 yield
             except BaseException:
@@ -134,23 +143,23 @@ class Trainer:
 
     def _train(self) -> dict[str, Any]:
         train, state, limits = self.config.train, self.state, self.parts.limits
-        summary: Summary | None = None
-        if state.epoch == 0:
-            self.progress.message("judging the anchor")
-        elif limits.reason:
+        verdict: Verdict | None = None
+        if limits.reason:
             self.progress.message(f"stopped after epoch {state.epoch}: {limits.reason}; change it to go on")
         elif state.epoch >= train.num_epochs:
             self.progress.message(f"all {train.num_epochs} epochs are done; --train.num-epochs for more")
-        self.parts.evaluator.anchor  # noqa: B018 drawn now, so that the first epochs' times are their own
+        self._judge_anchor()
         while state.epoch < train.num_epochs and not limits.reason:
             record = self._train_epoch()
             state.epoch += 1
             state.kept_epoch = state.epoch
-            last = state.epoch == train.num_epochs
+            last, started = state.epoch == train.num_epochs, time.perf_counter()
             if last:
-                summary = self._judge_at_end(record)
+                verdict = self._judge_at_end(record)
             elif train.eval_every and state.epoch % train.eval_every == 0:
                 self._judge(record)
+            if "eval" in record:
+                record["seconds"]["judging"] = time.perf_counter() - started
             done, wall = state.epoch / train.num_epochs, state.wall_seconds()
             record |= {"wall_seconds": wall, "eta_seconds": wall * (1 - done) / done}
             if self.engine.is_main:
@@ -158,23 +167,25 @@ class Trainer:
             self.engine.log(flat_numbers(record), state.epoch)
             self.progress.epoch(record)
             if last or limits.reason or state.epoch % train.checkpoint_every == 0:
-                state.save(self.run_dir)
-        return self._finish(summary or self._judge_at_end({}))
+                self.progress.checkpoint(state.save(self.run_dir))
+        return self._finish(*(verdict or self._judge_at_end({})))
 
     def _train_epoch(self) -> dict[str, Any]:
         config, parts, state = self.config, self.parts, self.state
         seed_globals(config.seed, state.epoch)
-        clock = _Clock()
+        clock = _Clock(self.progress)
         prompts = epoch_prompts(
             parts.prompts, config.train.prompts_per_epoch, seed=config.seed, epoch=state.epoch
         )
         batch = PromptBatch.repeat(prompts, config.train.samples_per_prompt)
-        rollout = self._rollout(batch)
-        clock.lap("rollout")
-        rewards = self._score(batch, rollout.images)
-        clock.lap("reward")
-        anchors, anchor_of = parts.anchors.rewards(rollout, batch, state.epoch, self._score)
-        clock.lap("anchor")
+        share = self.engine.share(len(batch))
+        rows = (share.stop - share.start) * len(parts.sampler.schedule)
+        with clock.stage("rollout", rows):
+            rollout = self._rollout(batch)
+        with clock.stage("reward", parts.scorer.work(batch)):
+            rewards = parts.scorer(batch, rollout.images)
+        with clock.stage("anchor", parts.anchors.work(batch)):
+            anchors, anchor_of = parts.anchors.rewards(rollout, batch, state.epoch, parts.scorer)
         prompt_of = batch.prompt_of.to(self.engine.device)
         if state.units is None:
             state.units = reward_units(rewards, prompt_of)
@@ -185,14 +196,14 @@ class Trainer:
         advantage = advantages(
             comparison.score, prompt_of, center=c.center, scale=c.scale, clip=c.advantage_clip
         )
-        stats = parts.updater.update(
-            rollout,
-            advantage.values[self.engine.share(len(batch))],
-            len(batch),
-            epoch=state.epoch,
-            rng=generator(config.seed, "rows", state.epoch),
-        )
-        clock.lap("update")
+        with clock.stage("update", parts.updater.work(advantage.values[share])):
+            stats = parts.updater.update(
+                rollout,
+                advantage.values[share],
+                len(batch),
+                epoch=state.epoch,
+                rng=generator(config.seed, "rows", state.epoch),
+            )
         return epoch_record(
             state.epoch, parts.updater.num_steps, rollout, rewards, prompt_of, comparison, advantage, stats
         ) | {"bank_prompts": len(parts.anchors.bank), "seconds": clock.seconds}
@@ -213,35 +224,32 @@ class Trainer:
             )
         return rollout
 
-    def _score(self, batch: PromptBatch, images: Tensor) -> RewardTable:
-        """Rewards [N, K] of all samples of a batch, of which ``images`` are this process's share."""
-        names, total = self.config.rewards.names, len(batch)
-        share = self.engine.share(total)
-        values = torch.zeros(0, len(names), device=self.engine.device)
-        if len(images):
-            scored, values = score_all(self.parts.rewards, images, batch.slice(share.start, share.stop))
-            values = values[:, [scored.index(name) for name in names]].float().to(self.engine.device)
-        return RewardTable(names, self.engine.gather(values, total))
+    def _judge_anchor(self) -> None:
+        """The floor and the ceiling: now, so that the epochs' times are their own."""
+        bounds = self.parts.evaluator.bounds()
+        if self.engine.is_main:
+            write_json(self.run_dir.path / BOUNDS, bounds)
+        self.progress.evaluation(0, bounds)
 
     def _judge(self, record: dict[str, Any]) -> None:
         """Judge the policy, write a grid, and count strikes."""
-        state, limits = self.state, self.parts.limits
-        result, images = self.parts.evaluator.evaluate()
-        record["eval"] = dict(result.values)
-        self._grid(images)
-        problem = limits.check(self.parts.evaluator.anchor, result, state.epoch)
+        state, limits, evaluator = self.state, self.parts.limits, self.parts.evaluator
+        result = evaluator.evaluate()
+        record |= result.record()
+        self._grid(result.images)
+        self.progress.evaluation(state.epoch, record)
+        problem = limits.check(evaluator.anchor.evaluation, result.evaluation, state.epoch)
         if problem:
             self.progress.message(f"warning: epoch {state.epoch}: {problem}")
         if limits.reason:
             self._fall_back()
 
-    def _judge_at_end(self, record: dict[str, Any]) -> Summary:
+    def _judge_at_end(self, record: dict[str, Any]) -> Verdict:
         """The summary; of the last weights within limits, if there were such and the final ones are not."""
         state, limits = self.state, self.parts.limits
-        with self._kept_weights():
-            summary = self.parts.evaluator.summary()
-        record["eval"] = dict(summary.policy.values)
-        self._grid(summary.images)
+        summary, policy = self._verdict()
+        record |= policy.record()
+        self.progress.evaluation(state.epoch, record)
         problem = limits.problems(summary.anchor, summary.policy)
         if problem:
             self.progress.message(f"warning: at the end: {problem}")
@@ -249,10 +257,14 @@ class Trainer:
             limits.keep(state.epoch)
         if problem and limits.good_epoch and state.kept_epoch == state.epoch:
             self._fall_back()
-            with self._kept_weights():
-                summary = self.parts.evaluator.summary()
-            self._grid(summary.images)
-        return summary
+            summary, policy = self._verdict()
+        return summary, policy
+
+    def _verdict(self) -> Verdict:
+        with self._kept_weights():
+            summary, policy = self.parts.evaluator.summary()
+        self._grid(policy.images)
+        return summary, policy
 
     def _fall_back(self) -> None:
         """Keep the last weights within limits."""
@@ -271,10 +283,12 @@ class Trainer:
     def _grid(self, images: Tensor) -> None:
         state = self.state
         if self.engine.is_main:
-            name = grid_name(state.kept_epoch, kept=state.kept_epoch != state.epoch)
-            self.parts.evaluator.save_grid(self.run_dir.samples / name, images)
+            path = self.run_dir.samples / grid_name(state.kept_epoch, kept=state.kept_epoch != state.epoch)
+            self.parts.evaluator.save_grid(path, images)
+            if not self.config.data.is_restricted:  # its captions quote reports
+                self.engine.log_picture("samples", read_grey(path), state.epoch)
 
-    def _finish(self, summary: Summary) -> dict[str, Any]:
+    def _finish(self, summary: Summary, policy: Judged) -> dict[str, Any]:
         state, s = self.state, self.config.sampler
         result = summary.to_dict(wall_seconds=state.wall_seconds()) | state.describe()
         sampler = {
@@ -288,6 +302,7 @@ class Trainer:
             about["models"] = dict(self.parts.digests)
             with self._kept_weights():
                 save_adapter(self.parts.policy, self.run_dir.adapter, about)
+            save_judged(self.run_dir.path, self.parts.evaluator, policy)
             write_json(self.run_dir.path / SUMMARY, result, hint="make room and use --resume")
         self.engine.wait()
         return result
@@ -296,11 +311,13 @@ class Trainer:
 class _Clock:
     """Seconds of the stages of an epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._progress = progress
 
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
+    @contextlib.contextmanager
+    def stage(self, name: str, work: int) -> Iterator[None]:
+        started = time.perf_counter()
+        with self._progress.stage(name, work):
+            yield
+        self.seconds[name] = time.perf_counter() - started

@@ -136,6 +136,12 @@ class Updater:
             num_rows=int(self.engine.sum(torch.tensor([sum(len(r) for r, _ in plan)], device=embeds.device))),
         )
 
+    def work(self, advantages: Tensor) -> int:
+        """About how many rows of this process's share :meth:`update` computes."""
+        active = int((advantages != 0).sum()) if self.config.kl_weight == 0 else len(advantages)
+        num_steps = math.ceil(self.config.timestep_fraction * self.sampler.schedule.num_policy_steps)
+        return active * num_steps * self.config.num_inner_epochs
+
     def _plan(
         self, advantages: Tensor, total: int, num_steps: int, rng: torch.Generator
     ) -> list[tuple[Tensor, int]]:
@@ -242,6 +248,7 @@ class _Pass:
                 sums = [loss, ratio, (dev > self.config.clip_range).float(), log_ratio.square(), kl]
                 result.values += torch.stack([s.sum() for s in sums])
                 result.max_dev = torch.maximum(result.max_dev, dev.max())
+            self.sampler.progress.advance(len(part))
         return result
 
     @torch.no_grad()

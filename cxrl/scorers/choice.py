@@ -198,7 +198,7 @@ class ModelChoice:
             )
         if kind == "scorer":
             preset = "posture" if self.task == "posture" and self.value else "phantom"
-            note = f"`python -m cxrl.pretrain --preset {preset}` makes one"
+            note = f"`cxrl pretrain --preset {preset}` makes one"
             return RequiredFile(
                 self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256, note=note
             )

@@ -231,7 +231,7 @@ def load_scorer(path: Path, *, device: torch.device | str = "cpu") -> Scorer:
             shape or not finite, and is named.
     """
     if not path.is_file():
-        raise CxrlError(f"{path} is missing; `python -m cxrl.pretrain --preset phantom` makes it")
+        raise CxrlError(f"{path} is missing; `cxrl pretrain --preset phantom` makes it")
     try:
         with safe_open(path, framework="pt") as file:
             fields = json.loads(file.metadata()["config"])

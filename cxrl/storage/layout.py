@@ -2,8 +2,12 @@
 
 RUN/.cxrl-run.json              marker: the folder is a run's; locked while a process works on it
     config.yaml                 every setting, resolved
+    provenance.json             every process that worked on it: command, version, commit, machine
+    bounds.json                 anchor and real films by the judges, before the first epoch
     metrics.jsonl               a line an epoch
-    summary.json                anchor and policy by the judges
+    summary.json                anchor, policy and real films by the judges
+    scores.csv                  every judged image by judges and rewards
+    gallery.safetensors         a small picture a report: anchor, policy, real film of the phantom
     checkpoints/step-NNNNNN/    safetensors and JSON, after NNNNNN optimizer steps
     adapter/                    the finished policy
     samples/epoch-NNNNNN.png    grids; epoch-NNNNNN-kept.png where weights of an earlier epoch were kept
@@ -16,10 +20,12 @@ import re
 
 MARKER = ".cxrl-run.json"
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+PROVENANCE, BOUNDS = "provenance.json", "bounds.json"
+SCORES, GALLERY = "scores.csv", "gallery.safetensors"
 CHECKPOINTS, ADAPTER, SAMPLES, LOGS = "checkpoints", "adapter", "samples", "logs"
 TENSORBOARD = "train"
 """Folder of its events in logs/: what accelerate calls the project."""
-FILES = (MARKER, CONFIG, METRICS, SUMMARY)
+FILES = (MARKER, CONFIG, PROVENANCE, BOUNDS, METRICS, SUMMARY, SCORES, GALLERY)
 FOLDERS = (CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
 
 WEIGHTS_FILE, EMA_FILE, GOOD_FILE = "weights.safetensors", "ema.safetensors", "good.safetensors"

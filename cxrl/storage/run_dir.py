@@ -163,9 +163,24 @@ class RunDir:
         if _epochs(self.adapter / layout.ADAPTER_FILE) > epochs:
             remove_adapter(self.adapter)
         if _epochs(self.path / layout.SUMMARY) > epochs:
-            _delete(self.path / layout.SUMMARY)
+            for name in (layout.SUMMARY, layout.SCORES, layout.GALLERY):
+                _delete(self.path / name)
         ignored = strays(self.checkpoints)
         return [f"{self.checkpoints}: no checkpoints, passed over: {', '.join(ignored)}"] if ignored else []
+
+    def add_session(self, about: Mapping[str, Any]) -> None:
+        """Note a process that works on the run; what earlier ones noted stays, unless it is damaged.
+
+        Raises:
+            CxrlError: It cannot be written.
+        """
+        path = self.path / layout.PROVENANCE
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
+            before = before if isinstance(before, list) else []
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            before = []
+        write_json(path, {"sessions": [*before, about]})
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add the line of an epoch. Raises CxrlError when it cannot be written."""
@@ -236,8 +251,9 @@ class RunDir:
         """Delete what runs write and nothing else; the configuration last, so that a kill leaves a
         recognisable run. The marker stays.
         """
-        for name in (layout.SUMMARY, layout.METRICS):
-            (self.path / name).unlink(missing_ok=True)
+        for name in reversed(layout.FILES):
+            if name not in (layout.MARKER, layout.CONFIG):
+                (self.path / name).unlink(missing_ok=True)
         remove_adapter(self.adapter)
         for path in checkpoints(self.checkpoints):
             delete_checkpoint(path)
@@ -363,7 +379,7 @@ def settings(config: Config) -> dict[str, Any]:
     """The settings that decide what a run learns, by their full names; JSON."""
     return {
         name: value
-        for name, value in _flat(config.to_dict()).items()
+        for name, value in flat(config.to_dict()).items()
         if name != "preset" and not any(name == p or name.startswith(f"{p}.") for p in MAY_CHANGE)
     }
 
@@ -389,11 +405,12 @@ def _epochs(path: Path) -> float:
         return float("inf")
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as ``a.b`` → value."""
     result: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping):
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = value
     return result

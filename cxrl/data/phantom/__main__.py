@@ -1,11 +1,15 @@
-"""``python -m cxrl.data.phantom --out sheet.png``: every finding, and random films of both corpora."""
+"""``cxrl phantom --out sheet.png``: every finding, and random films of both corpora."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cxrl.command import run_command
+
+if TYPE_CHECKING:
+    from cxrl.arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,12 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_sheet, argv)
 
 
-def _sheet(argv: Sequence[str]) -> None:
-    from cxrl.cli import Parser, file_path, whole_number
+def parser() -> Parser:
+    """The options."""
+    from cxrl.arguments import Parser, file_path, whole_number
     from cxrl.config import MAX_SEED
-    from cxrl.storage.writing import check_writable
 
-    parser = Parser("cxrl.data.phantom", "Draw every finding of the phantom, and random films.")
+    parser = Parser("cxrl phantom", "Draw every finding of the phantom, and random films.")
     parser.add_argument("--out", metavar="FILE", type=file_path, required=True, help="PNG to write")
     parser.add_argument(
         "--seed", metavar="S", type=whole_number(0, MAX_SEED), default=0, help="of the films; default 0"
@@ -30,7 +34,13 @@ def _sheet(argv: Sequence[str]) -> None:
         default=64,
         help="pixels a side of a film, 16 to 512; default 64",
     )
-    args = parser.parse(argv)
+    return parser
+
+
+def _sheet(argv: Sequence[str]) -> None:
+    from cxrl.storage.writing import check_writable
+
+    args = parser().parse(argv)
     check_writable(args.out, "--out")
     from cxrl.data.phantom.sheet import contact_sheet
 

@@ -1,0 +1,201 @@
+"""Images of reports by a run that is opened again, one at a time to the disk."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from cxrl.config import SamplerConfig
+from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.errors import CxrlError
+from cxrl.images.dicom import Series, save_dicom
+from cxrl.images.png import save_grid, save_png
+from cxrl.models.policy import Policy
+from cxrl.rl.engine import Engine
+from cxrl.rl.reopen import open_run
+from cxrl.rl.rollout import Sampler, image_noise
+from cxrl.rl.seeding import generator
+from cxrl.storage.privacy import owner_only
+from cxrl.storage.writing import cannot_write
+
+FORMATS = {"png": ".png", "dicom": ".dcm"}
+GRID, GRID_REPORTS, GRID_SEEDS = "grid.png", 8, 6
+"""The picture of all, and what it holds at most."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image.
+
+    Attributes:
+        image: float32 [1, H, W] in [0, 1].
+        seed: Of its x_T and step noise.
+        number: Of its report, from 1 on; 0 where there is but one.
+        prompt: The report.
+        source: "policy" or "anchor".
+        restricted: The run's data set may not be passed on.
+    """
+
+    image: Tensor = field(repr=False)
+    seed: int
+    number: int
+    prompt: str
+    source: str
+    restricted: bool
+
+    @property
+    def name(self) -> str:
+        """Of its file, without suffix."""
+        return "-".join((self.source, *([f"{self.number:04d}"] if self.number else []), f"{self.seed:06d}"))
+
+
+def draw_images(
+    run_dir: Path, prompts: Sequence[str], *, seeds: Sequence[int], anchor: bool
+) -> Iterator[Drawing]:
+    """Images of reports, report after report, drawn as many at a time as the run's sampler takes.
+
+    Args:
+        run_dir: A run of ``cxrl train``.
+        prompts: The reports.
+        seeds: One per image of a report.
+        anchor: Draw with the anchor.
+
+    Raises:
+        CxrlError: A report is empty or longer than the text encoder reads; there is no run.
+    """
+    config, policy = open_run(run_dir, Engine(run_dir))
+    check_prompts(policy, prompts)
+    source = "anchor" if anchor else "policy"
+    each = [(number, seed) for number in range(len(prompts)) for seed in seeds]
+    images = draw(policy, config.sampler, prompts, seeds=seeds, anchor=anchor)
+    for (number, seed), image in zip(each, images, strict=True):
+        shown = number + 1 if len(prompts) > 1 else 0
+        yield Drawing(image, seed, shown, prompts[number], source, config.data.is_restricted)
+
+
+def check_prompts(policy: Policy, prompts: Sequence[str]) -> None:
+    """Raises CxrlError where a report is empty or longer than the text encoder reads, before any is drawn."""
+    if not prompts:
+        raise CxrlError("there is no prompt; expected at least one report")
+    base = policy.base
+    for number, text in enumerate(prompts, 1):
+        which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        if not text.strip():
+            raise CxrlError(f"{which} is empty; expected a report such as 'Small left pleural effusion.'")
+        if (count := base.num_tokens(text)) > base.max_tokens:
+            raise CxrlError(
+                f"{which} has {count} tokens, the text encoder reads {base.max_tokens}; shorten it"
+            )
+
+
+def draw(
+    policy: Policy, config: SamplerConfig, prompts: Sequence[str], *, seeds: Sequence[int], anchor: bool
+) -> Iterator[Tensor]:
+    """float32 [1, H, W] of every report and seed, report after report. An image depends on its report and
+    seed alone; policy and anchor start from the same x_T.
+    """
+    sampler = Sampler(policy, config)
+    reports = [ReportPrompt(number, text, ()) for number, text in enumerate(prompts)]
+    each = [(number, seed) for number in range(len(reports)) for seed in seeds]
+    for start in range(0, len(each), config.batch_size):
+        some = each[start : start + config.batch_size]
+        first = some[0][0]
+        batch = PromptBatch(
+            tuple(reports[first : some[-1][0] + 1]), torch.tensor([number - first for number, _ in some])
+        )
+        rngs = [generator(seed, "generate", device=policy.device) for _, seed in some]
+        yield from sampler.images(batch, image_noise(rngs, policy.base.latent_shape), anchor=anchor)
+
+
+def save_images(
+    out: Path, drawings: Iterable[Drawing], file_format: str = "png", *, grid: bool = False
+) -> Iterator[Path]:
+    """Write every image as it comes, a line of ``SOURCE.csv`` for each, and at the end ``grid.png``; each
+    file says that it is synthetic.
+
+    With restricted data the files are their owner's alone and do not hold the prompt, which may quote it.
+
+    Raises:
+        CxrlError: A file cannot be written, or the format is "dicom" and pydicom is not installed.
+    """
+    series, kept = Series() if file_format == "dicom" else None, _Grid()
+    lines: TextIO | None = None
+    try:
+        for number, drawing in enumerate(drawings, 1):
+            prompt = "" if drawing.restricted else drawing.prompt
+            path = out / f"{drawing.name}{FORMATS[file_format]}"
+            with owner_only(drawing.restricted):
+                if lines is None:
+                    out.mkdir(parents=True, exist_ok=True)
+                    lines = _open_list(out / f"{drawing.source}.csv")
+                if series is None:
+                    extra = {"Source": drawing.source}
+                    save_png(path, drawing.image, seed=drawing.seed, prompt=prompt, extra=extra)
+                else:
+                    save_dicom(
+                        path,
+                        drawing.image,
+                        series,
+                        number=number,
+                        seed=drawing.seed,
+                        source=drawing.source,
+                        prompt=prompt,
+                    )
+                _add_line(lines, [path.name, drawing.source, drawing.seed, drawing.number, prompt])
+            if grid:
+                kept.add(drawing)
+            yield path
+        if grid and kept.images:
+            yield kept.save(out / GRID)
+    finally:
+        if lines is not None:
+            lines.close()
+
+
+def _open_list(path: Path) -> TextIO:
+    try:
+        file = path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise cannot_write(path, error, "choose another --out") from error
+    _add_line(file, ["image", "source", "seed", "prompt", "text"])
+    return file
+
+
+def _add_line(file: TextIO, cells: Sequence[object]) -> None:
+    """A line that is on the disk before the next image is drawn."""
+    try:
+        csv.writer(file, lineterminator="\n").writerow(cells)
+        file.flush()
+    except OSError as error:
+        raise cannot_write(Path(file.name), error, "make room and run it again") from error
+
+
+class _Grid:
+    """The first images of the first reports."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, dict[int, Drawing]] = {}
+
+    def add(self, drawing: Drawing) -> None:
+        of_seed = self.images.setdefault(drawing.seed, {})
+        if len(of_seed) < GRID_REPORTS and len(self.images) <= GRID_SEEDS:
+            of_seed[drawing.number] = drawing
+
+    def save(self, path: Path) -> Path:
+        some = {seed: row for seed, row in self.images.items() if row}
+        first = next(iter(some.values()))
+        restricted = any(drawing.restricted for drawing in first.values())
+        rows = {
+            f"seed {seed}": torch.stack([drawing.image for drawing in row.values()])
+            for seed, row in some.items()
+        }
+        captions = [f"report {d.number}" if d.restricted else d.prompt for d in first.values()]
+        with owner_only(restricted):
+            save_grid(path, rows, captions)
+        return path

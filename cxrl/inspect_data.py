@@ -94,12 +94,8 @@ def summary(index: Index) -> str:
     from cxrl.tables import format_table
 
     head = f"{index.source}: {_sizes(index.films)}"
-    parts = [
-        head,
-        format_table(
-            _split_rows(index), header=("split", "films", "studies", "patients", "prompts"), right=range(1, 5)
-        ),
-    ]
+    split = ("split", "films", "studies", "patients", "prompts")
+    parts = [head, format_table(_split_rows(index), header=split, right=range(1, 5))]
     views = Counter(film.view or "not given" for film in index.films)
     parts.append(format_table(views.most_common(), header=("view", "films"), right=[1]))
     if index.findings:

@@ -28,7 +28,9 @@ _JUDGES = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
 
 
 class TerminalProgress(Progress):
-    """Shows progress. Of several processes only the first speaks; with ``--quiet`` only warnings are shown."""
+    """Shows progress. Of several processes only the first speaks; with ``--quiet`` only warnings
+    are shown.
+    """
 
     def __init__(self, num_epochs: int, stream: TextIO | None = None) -> None:
         """
@@ -114,9 +116,8 @@ class TerminalProgress(Progress):
                 transient=True,
                 expand=True,
             )
-            self._bars.add_task(
-                "epochs", total=self.num_epochs or None, eta=None, visible=self.num_epochs > 0
-            )
+            whole = self.num_epochs
+            self._bars.add_task("epochs", total=whole or None, eta=None, visible=whole > 0)
             self._bars.add_task("", visible=False)
             self._bars.start()
         return self._bars
@@ -220,11 +221,9 @@ def _judged_by(summary: Mapping[str, Any]) -> str:
     fid = f"fid on {judges['feature_dim']} of their features"
     if judges.get("no_fid"):
         fid = f"no fid ({judges['no_fid']})"
+    took = duration(summary["wall_seconds"])
     rows = [
-        (
-            "images",
-            f"{summary['num_images']} a side; seed {summary['seed']}; {duration(summary['wall_seconds'])}",
-        ),
+        ("images", f"{summary['num_images']} a side; seed {summary['seed']}; {took}"),
         ("judges", f"{who}; {fid}"),
     ]
     if judges.get("real_films"):
@@ -247,7 +246,5 @@ def score(value: float | None, sign: str = "") -> str:
     """A number in about five characters."""
     if value is None or value != value:
         return "-"
-    size = abs(value)
-    return (
-        f"{value:{sign}.3f}" if size < 10 else f"{value:{sign}.1f}" if size < 1000 else f"{value:{sign}.3g}"
-    )
+    digits = ".3f" if abs(value) < 10 else ".1f" if abs(value) < 1000 else ".3g"
+    return f"{value:{sign}{digits}}"

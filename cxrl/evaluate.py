@@ -41,10 +41,11 @@ def _evaluate(argv: Sequence[str]) -> None:
     args = parser().parse(argv)
     check_writable(args.out, "--out")
     from cxrl.output.terminal import TerminalProgress, summary_table
-    from cxrl.rl.reopen import evaluate_run
 
     progress = TerminalProgress(0)
     try:
+        with progress.stage("loading", 0):
+            from cxrl.rl.reopen import evaluate_run
         summary = evaluate_run(args.run, num_images=args.num_images, progress=progress)
     finally:
         progress.close()

@@ -33,19 +33,21 @@ def _train(argv: Sequence[str]) -> None:
         print(options.config.to_yaml(), end="")
         return
     from cxrl.output.terminal import TerminalProgress, summary_table
-    from cxrl.rl.trainer import Trainer
     from cxrl.storage.layout import CONFIG
 
     run_dir = str(options.run_dir)
     progress = TerminalProgress(options.config.train.num_epochs)
     try:
-        trainer = Trainer(
-            options.config,
-            options.run_dir,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            progress=progress,
-        )
+        with progress.stage("loading", 0):
+            from cxrl.rl.trainer import Trainer
+
+            trainer = Trainer(
+                options.config,
+                options.run_dir,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                progress=progress,
+            )
         try:
             summary = trainer.run()
         except KeyboardInterrupt as stop:

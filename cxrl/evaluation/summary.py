@@ -23,11 +23,9 @@ from cxrl.metrics.alignment import alignment
 from cxrl.metrics.classification import weighted_auroc
 from cxrl.metrics.distribution import weighted_frechet
 from cxrl.metrics.diversity import within_prompt
+from cxrl.metrics.names import KEYS
 from cxrl.metrics.posture import posture_score
 
-KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
-LOWER_IS_BETTER = ("fid", "ms_ssim")
-PSI = ("log_sx", "log_sy", "tx", "ty", "theta")
 JUDGE_BATCH = 64
 NUM_JUDGEMENTS = 4
 """Passes of judges over the images: alignment, pose, findings, features."""

@@ -19,12 +19,11 @@ from rich.progress import BarColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 
 from cxrl.command import is_shown
-from cxrl.evaluation.summary import KEYS, LOWER_IS_BETTER
+from cxrl.metrics.names import KEYS, LOWER_IS_BETTER, NEAR_TO_REAL
 from cxrl.rl.progress import Progress
 from cxrl.tables import format_table
 
 _NARROW = 80
-_JUDGES = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
 
 
 class TerminalProgress(Progress):
@@ -42,7 +41,7 @@ class TerminalProgress(Progress):
         self.stream = sys.stdout if stream is None else stream
         self.silent = os.environ.get("RANK", "0") != "0"
         self.live = self.stream.isatty() and not self.silent and is_shown("info")
-        self._console = Console(file=self.stream, highlight=False, markup=False, soft_wrap=True)
+        self._console = Console(file=self.stream, highlight=False, markup=False)
         self._bars: Bars | None = None
         self._header: tuple[str, ...] = ()
 
@@ -68,8 +67,8 @@ class TerminalProgress(Progress):
         rows = [(f"after epoch {epoch}", record.get("eval"))]
         if not epoch:
             rows = [("anchor", record["anchor"]), ("real films", record["real"])]
-        cells = [(name, *(score(values[key]) for key in _JUDGES)) for name, values in rows if values]
-        text = format_table(cells, header=("judges", *_JUDGES), right=range(1, 7))
+        cells = [(name, *(score(values[key]) for key in KEYS)) for name, values in rows if values]
+        text = format_table(cells, header=("judges", *KEYS), right=range(1, 7))
         self.message(text if epoch else f"{text}\n")
         self._header = ()
 
@@ -96,7 +95,7 @@ class TerminalProgress(Progress):
     def message(self, text: str) -> None:
         """Show a line that stays."""
         if not self.silent and is_shown("warning" if text.startswith("warning:") else "info"):
-            self._console.print(text)
+            self._console.print(text, soft_wrap=True)
             self.stream.flush()
 
     def close(self) -> None:
@@ -133,8 +132,9 @@ class _Numbers(TextColumn):
         from rich.text import Text
 
         elapsed = task.elapsed or 0.0
-        total = "?" if task.total is None else f"{task.total:,.0f}"
-        words = [f"{task.completed:,.0f}/{total}"]
+        if task.total is None:
+            return Text(f"{duration(elapsed)}  {memory_text()}")
+        words = [f"{task.completed:,.0f}/{task.total:,.0f}"]
         if task.description == "epochs":
             eta = task.fields["eta"]
             words += [duration(elapsed), "eta ?" if eta is None else f"eta {duration(eta)}", memory_text()]
@@ -199,7 +199,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     rows = []
     for key in KEYS:
         arrow = "↓" if key in LOWER_IS_BETTER else "↑"
-        toward = "→" if key in ("ms_ssim", "diversity") and real else arrow
+        toward = "→" if key in NEAR_TO_REAL and real else arrow
         sides = (summary["anchor"], summary["policy"], real)
         share = gap[key] if gap else None
         rows.append(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cxrl.evaluation.summary import PSI
 from cxrl.images.png import SYNTHETIC
+from cxrl.metrics.names import PSI
 from cxrl.rl.evaluation import Evaluator, Judged
 from cxrl.storage.layout import GALLERY, SCORES
 from cxrl.storage.writing import write_tensors, write_text

@@ -30,9 +30,10 @@ from cxrl.rl.build import Prompts, build
 from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
 from cxrl.rl.epoch_prompts import epoch_prompts
+from cxrl.rl.epoch_record import epoch_record, flat_numbers
 from cxrl.rl.evaluation import Judged
 from cxrl.rl.image_files import save_judged
-from cxrl.rl.progress import Progress, epoch_record, flat_numbers
+from cxrl.rl.progress import Progress
 from cxrl.rl.records import Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState

@@ -7,7 +7,8 @@ import torch
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError
-from cxrl.evaluation.summary import KEYS, Evaluation
+from cxrl.evaluation.summary import Evaluation
+from cxrl.metrics.names import KEYS
 from cxrl.rl.limits import Limits
 from cxrl.storage.checkpoint import State
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cxrl.rl.progress import flat_numbers, rollout_diversity
+from cxrl.rl.epoch_record import flat_numbers, rollout_diversity
 
 
 def test_rollout_diversity_is_the_mean_rms_distance_within_prompts() -> None:

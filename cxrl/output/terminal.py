@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Task, TextColumn
+from rich.progress import BarColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from cxrl.command import is_shown
@@ -43,24 +43,25 @@ class TerminalProgress(Progress):
         self.live = self.stream.isatty() and not self.silent and is_shown("info")
         self._console = Console(file=self.stream, highlight=False, markup=False)
         self._bars: Bars | None = None
+        self._stage: TaskID | None = None
         self._header: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:
         """Show a bar of ``total`` rows; into a pipe a line where a stage is a long one."""
         if self.live:
-            bars = self._open()
-            bars.reset(bars.tasks[-1].id, description=name, total=total or None, visible=True)
+            self._stage = self._open().add_task(name, total=total or None)
         elif " " in name:
             self.message(f"{name}: {total:,} rows")
         yield
-        if self._bars is not None:
-            self._bars.update(self._bars.tasks[-1].id, visible=False)
+        if self._bars is not None and self._stage is not None:
+            self._bars.remove_task(self._stage)
+        self._stage = None
 
     def advance(self, count: int) -> None:
         """So many more rows of the stage are done."""
-        if self._bars is not None:
-            self._bars.advance(self._bars.tasks[-1].id, count)
+        if self._bars is not None and self._stage is not None:
+            self._bars.advance(self._stage, count)
 
     def evaluation(self, epoch: int, record: dict[str, Any]) -> None:
         """Show a line of judges' scores; at the start those of the anchor and of real films."""
@@ -117,7 +118,6 @@ class TerminalProgress(Progress):
             )
             whole = self.num_epochs
             self._bars.add_task("epochs", total=whole or None, eta=None, visible=whole > 0)
-            self._bars.add_task("", visible=False)
             self._bars.start()
         return self._bars
 
@@ -146,9 +146,9 @@ class _Numbers(TextColumn):
 
 def memory_text() -> str:
     """What the process holds: of the GPU where torch uses one, else of the machine."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB"
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # which is there once torch is whole
+    if cuda is not None and hasattr(cuda, "is_initialized") and cuda.is_initialized():
+        return f"{cuda.max_memory_reserved() / 2**30:.1f} GiB"
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

@@ -52,6 +52,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none where there is no file. A last line that a kill cut short
+    is left out. Raises CxrlError naming the line that is damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    except OSError as error:
+        raise CxrlError(f"cannot read {path}: {error.strerror or error}") from error
+    lines = [line for line in lines if line.strip()]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError):
+            if number < len(lines) or line.endswith(b"}"):
+                raise CxrlError(f"{path} is damaged at line {number}; remove the line") from None
+        else:
+            records.append(record)
+    return records
+
+
 def describe_file(path: Path) -> dict[str, Any]:
     """``size`` in bytes and ``sha256`` of a file, for a manifest."""
     digest = hashlib.sha256()

@@ -42,8 +42,8 @@ def _all_commands() -> argparse.ArgumentParser:
 
     import shtab
 
-    from cxrl.__main__ import COMMANDS
     from cxrl.arguments import file_path
+    from cxrl.commands import COMMANDS
 
     root = argparse.ArgumentParser("cxrl", description="text-to-chest-X-ray models by comparative feedback")
     root.add_argument("--version", action="store_true", help="name the version")

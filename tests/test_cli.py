@@ -10,14 +10,21 @@ import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cxrl.cli import Parser, file_path, parse_train, real_number, run_command, whole_number
+from cxrl import doctor
+from cxrl.arguments import Parser, file_path, real_number, whole_number
+from cxrl.cli import FREQUENT, parse_train
+from cxrl.command import run_command, say
+from cxrl.commands import COMMANDS as ENTRIES
 from cxrl.config import Config, sections
 from cxrl.errors import CxrlError
 from cxrl.options import field_types
-from cxrl.presets import load_preset
+from cxrl.presets import load_preset, preset_sentence, presets
+from cxrl.train import main as train
+from cxrl.version import __version__
 
-COMMANDS = ("train", "generate", "export", "evaluate", "report")
+COMMANDS = tuple(module.removeprefix("cxrl.") for module, _ in ENTRIES.values())
 
 
 @pytest.fixture(autouse=True)
@@ -58,19 +65,98 @@ def test_help_is_quick_and_imports_nothing_heavy(command):
     assert spent < 2.0
 
 
-def test_help_explains_every_option(capsys):
+def help_of(capsys, *words):
     with pytest.raises(SystemExit):
-        parse_train(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+        parse_train(words)
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_option(capsys):
+    text = " ".join(help_of(capsys, "--help", "all").split())
     for name, section in sections().items():
         assert section.help in text
         for field in field_types(section):
             if f"{name}.{field}" != "run.dir":
                 assert f"--{name}.{field.replace('_', '-')} " in text
-    assert re.search(r"cost is linear in it \[steps, 1 to 1000; default \d+;[^]]* smoke 3\]", text)
+    assert re.search(r"cost is linear in it \[steps, 1 to 1000; default 8;[^]]* smoke 3\]", text)
     assert "--seed N" in text
     assert "--optim.clip-range X" in text
     assert "--rewards.names NAME,..." in text
+
+
+def test_the_first_page_of_help_fits_and_shows_what_would_run(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = help_of(capsys, "--help")
+    assert len(page.splitlines()) < 75
+    assert max(map(len, page.splitlines()[1:])) <= 80, "the usage line is left whole"
+    options = [line.split()[0] for line in page.splitlines() if line.startswith("  --")]
+    assert options[:10] == list(FREQUENT)
+    flat = " ".join(page.split())
+    assert "default 24]" in flat
+    assert "default bradley_terry;" in flat
+    for name in presets():
+        assert re.search(rf"^  {name}  +{preset_sentence(name)[:40]}", page, re.M), name
+    for name, section in sections().items():
+        assert re.search(rf"^  {name}  +{re.escape(section.help[:30])}", page, re.M), name
+
+
+def test_help_of_a_section_is_of_the_preset_that_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    flat = " ".join(help_of(capsys, "--preset", "mimic", "--help", "train").split())
+    assert "[epochs, 1 to 1000000; default 200; phantom 24; smoke 2]" in flat
+    assert "--optim." not in flat
+    flat = help_of(capsys, "--help", "model")
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in flat, "hub ids are there to be copied"
+    with pytest.raises(CxrlError, match="unknown topic 'optin'; did you mean optim"):
+        parse_train(["--help", "optin"])
+
+
+def test_the_resolved_configuration_is_printed_and_read_again(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train(["--preset", "smoke", "--seed", "5", "--print-config"]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "c.yaml").write_text(text)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "c.yaml"], "nothing was started"
+    again, first = parse_train(["--config", "c.yaml"]), parse_train(["--preset", "smoke", "--seed", "5"])
+    assert again.config == first.config
+    assert doctor.main(["--preset", "smoke", "--seed", "5", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["seed"] == 5
+
+
+@pytest.mark.parametrize("name", ["--version", "--vers", "--overwrit", "--rebuil"])
+def test_no_option_that_destroys_is_proposed(name, capsys):
+    def command(argv):
+        parse_train(argv)
+
+    if name == "--version":
+        with pytest.raises(SystemExit):
+            command([name])
+        assert capsys.readouterr().out == f"cxrl {__version__}\n"
+        return
+    line = fails(capsys, command, [name])
+    assert "--overwrite" not in line
+    assert "--rebuild" not in line
+
+
+@pytest.mark.filterwarnings("always:doubtful")
+def test_quiet_and_levels(capsys):
+    assert run_command(lambda argv: say("told"), []) == 0
+    assert capsys.readouterr().out == "told\n"
+
+    def quiet(argv):
+        parser = Parser("cxrl x", "")
+        parser.parse(argv)
+        say("told")
+        warnings.warn("doubtful", stacklevel=1)
+
+    assert run_command(quiet, ["--quiet"]) == 0
+    assert tuple(capsys.readouterr()) == ("", "warning: doubtful\n")
+    assert run_command(quiet, ["--log-level", "error"]) == 0
+    assert tuple(capsys.readouterr()) == ("", "")
+    assert run_command(quiet, ["--log-level", "info"]) == 0
+    assert capsys.readouterr().out == "told\n"
+    fails(capsys, quiet, ["-q", "--log-level", "info"], "--quiet is --log-level warning")
+    fails(capsys, quiet, ["--log-level", "loud"], "debug")
 
 
 def test_the_default_is_the_phantom_preset(tmp_path, monkeypatch):
@@ -242,7 +328,9 @@ DOCUMENTED = [
     command
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     for command in re.findall(
-        r"^python -m cxrl\.train ([^`\n]+)$", page.read_text().replace("\\\n", ""), flags=re.MULTILINE
+        r"^(?:python -m cxrl\.|cxrl )train ([^`\n]+)$",
+        page.read_text().replace("\\\n", ""),
+        flags=re.MULTILINE,
     )
 ]
 

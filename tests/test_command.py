@@ -11,10 +11,10 @@ import warnings
 
 import pytest
 
-from cxrl import train
 from cxrl.command import Terminated, run_command
 from cxrl.errors import CxrlError
 from cxrl.presets import load_preset
+from cxrl.train import main as train
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +245,7 @@ def test_a_stopped_training_says_how_to_go_on(tmp_path, capsys, monkeypatch, sto
     monkeypatch.setattr("cxrl.rl.trainer.Trainer", FakeTrainer)
     monkeypatch.setattr(FakeTrainer, "stop", stop, raising=False)
     run = tmp_path / "a run's $HOME"
-    assert train.main(["--preset", "smoke", "--run-dir", str(run)]) == status
+    assert train(["--preset", "smoke", "--run-dir", str(run)]) == status
     line = capsys.readouterr().err
     assert line.startswith(f"{word}; go on with: python -m cxrl.train --run-dir '")
     assert line.count("\n") == 1
@@ -258,7 +258,7 @@ def test_a_training_that_has_not_begun_has_nothing_to_go_on_with(tmp_path, capsy
     monkeypatch.setattr("cxrl.rl.trainer.Trainer", FakeTrainer)
     monkeypatch.setattr(FakeTrainer, "stop", KeyboardInterrupt(), raising=False)
     monkeypatch.setattr(FakeTrainer, "begins", False)
-    assert train.main(["--preset", "smoke", "--run-dir", str(tmp_path / "r")]) == 130
+    assert train(["--preset", "smoke", "--run-dir", str(tmp_path / "r")]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -16,11 +16,14 @@ from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cxrl import evaluate, export, generate, report, train
+from cxrl import export, report
 from cxrl.data.prompts import ReportPrompt
+from cxrl.evaluate import main as evaluate
+from cxrl.generate import main as generate
 from cxrl.images.read import read_image
 from cxrl.rewards.base import _REGISTRY, register_reward
 from cxrl.scorers.phantom_network import Scorer, ScorerConfig, save_scorer
+from cxrl.train import main as train
 
 TEXTS = ("no acute", "heart normal", "left effusion", "lung enlarged", "heart size", "is normal")
 KEYS = {"posture", "auroc", "consistency", "fid", "ms_ssim", "diversity"}
@@ -71,7 +74,7 @@ def argv(tiny_pipeline, scorers, judges, patched):
 @pytest.fixture(scope="module")
 def finished(argv, tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "smoke"
-    assert train.main([*argv, "--run-dir", str(run)]) == 0
+    assert train([*argv, "--run-dir", str(run)]) == 0
     return run
 
 
@@ -132,9 +135,7 @@ def test_samples_say_that_they_are_synthetic(finished):
 
 def test_the_last_line_is_a_table_of_anchor_and_policy(argv, tmp_path, capsys):
     assert (
-        train.main(
-            [*argv, "--run-dir", str(tmp_path / "r"), "--train.num-epochs", "1", "--eval.bootstrap", "0"]
-        )
+        train([*argv, "--run-dir", str(tmp_path / "r"), "--train.num-epochs", "1", "--eval.bootstrap", "0"])
         == 0
     )
     out = capsys.readouterr().out
@@ -152,13 +153,13 @@ def test_the_last_line_is_a_table_of_anchor_and_policy(argv, tmp_path, capsys):
 
 def test_evaluate_repeats_the_summary(finished, tmp_path, capsys):
     out = tmp_path / "new" / "summary.json"
-    assert evaluate.main(["--run", str(finished), "--out", str(out)]) == 0
+    assert evaluate(["--run", str(finished), "--out", str(out)]) == 0
     first, second = json.loads((finished / "summary.json").read_text()), json.loads(out.read_text())
     for part in ("anchor", "policy", "change"):
         for key in KEYS:
             assert second[part][key] == pytest.approx(first[part][key], rel=1e-4, abs=1e-6), (part, key)
     assert capsys.readouterr().out.splitlines()[1].startswith("posture")
-    assert evaluate.main(["--run", str(finished), "--num-images", "4", "--out", str(out)]) == 0
+    assert evaluate(["--run", str(finished), "--num-images", "4", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["num_images"] == 4
 
 
@@ -171,20 +172,20 @@ def test_other_judges_than_before_are_told(finished, judges, tmp_path, capsys):
     untrained(judges, 2)
     try:
         for run in (finished, tmp_path / "unfinished"):
-            assert evaluate.main(["--run", str(run), "--out", str(out)]) == 0
+            assert evaluate(["--run", str(run), "--out", str(out)]) == 0
             told = capsys.readouterr().err
             assert "warning: other judges than judged this run before: eval.consistency, eval.diag" in told
             assert json.loads(out.read_text())["epochs"] == 2
     finally:
         untrained(judges, 1)
     assert path.read_bytes() == before
-    assert evaluate.main(["--run", str(finished), "--out", str(out)]) == 0
+    assert evaluate(["--run", str(finished), "--out", str(out)]) == 0
     assert capsys.readouterr().err == ""
 
 
 def generated(finished, out, *more):
     argv = ["--run", str(finished), "--prompt", "left effusion", "--out", str(out), *more]
-    assert generate.main(argv) == 0
+    assert generate(argv) == 0
     pictures = {}
     for path in sorted(out.iterdir()):
         with Image.open(path) as image:
@@ -216,7 +217,7 @@ def test_the_anchor_is_another_model_from_the_same_latents(finished, tmp_path):
 def test_dicom_holds_the_images_of_the_png(finished, tmp_path):
     argv = ["--run", str(finished), "--prompt", "left effusion", "--num-images", "2", "--seed", "5"]
     for kind in ("png", "dicom"):
-        assert generate.main([*argv, "--format", kind, "--out", str(tmp_path / kind)]) == 0
+        assert generate([*argv, "--format", kind, "--out", str(tmp_path / kind)]) == 0
     files = sorted((tmp_path / "dicom").iterdir())
     assert [p.name for p in files] == ["policy-000005.dcm", "policy-000006.dcm"]
     data = [pydicom.dcmread(p) for p in files]
@@ -231,8 +232,8 @@ def test_dicom_holds_the_images_of_the_png(finished, tmp_path):
 def test_dicom_without_pydicom_is_told_before_anything_is_drawn(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     argv = ["--run", finished, "--prompt", "left effusion", "--format", "dicom", "--out", tmp_path / "o"]
-    fails(capsys, generate.main, argv, "DICOM needs pydicom", "pip install 'cxrl[dicom]'")
-    fails(capsys, generate.main, [*argv, "--format", "bmp"], "'bmp' (choose from", "dicom")
+    fails(capsys, generate, argv, "DICOM needs pydicom", "pip install 'cxrl[dicom]'")
+    fails(capsys, generate, [*argv, "--format", "bmp"], "'bmp' (choose from", "dicom")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -242,7 +243,7 @@ def test_restricted_data_leaves_no_prompt_and_no_file_for_others(copy, tmp_path)
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     argv = ["--run", str(copy), "--prompt", "left effusion", "--num-images", "1"]
     for kind in ("png", "dicom"):
-        assert generate.main([*argv, "--format", kind, "--out", str(tmp_path / "out" / kind)]) == 0
+        assert generate([*argv, "--format", kind, "--out", str(tmp_path / "out" / kind)]) == 0
     assert export.main(["--run", str(copy), "--out", str(tmp_path / "plain")]) == 0
     plain = [tmp_path / "plain", *(tmp_path / "plain").rglob("*")]
     assert len(plain) > 10
@@ -268,7 +269,7 @@ def test_export_gives_plain_diffusers_the_images_of_generate(finished, tmp_path,
     code = code.replace('folder = "."', f"folder = {str(out)!r}")
     exec(code.replace("Small left pleural effusion.", "left effusion"), names)
     argv = ["--run", str(finished), "--prompt", "left effusion", "--num-images", "1", "--out"]
-    assert generate.main([*argv, str(tmp_path / "images")]) == 0
+    assert generate([*argv, str(tmp_path / "images")]) == 0
     (path,) = (tmp_path / "images").iterdir()
     with Image.open(path) as image:
         ours = np.asarray(image, dtype=float)
@@ -326,20 +327,18 @@ def test_report_is_one_page_with_everything(finished, tmp_path, capsys):
 
 def test_a_second_run_in_the_same_place_is_refused(argv, finished, capsys):
     before = (finished / "summary.json").read_bytes()
-    fails(
-        capsys, train.main, [*argv, "--run-dir", finished], "already holds a run", "--resume", "--overwrite"
-    )
+    fails(capsys, train, [*argv, "--run-dir", finished], "already holds a run", "--resume", "--overwrite")
     assert (finished / "summary.json").read_bytes() == before
 
 
 def test_resume_goes_on_and_overwrite_starts_again(argv, copy, capsys):
-    assert train.main(["--run-dir", str(copy), "--resume", "--train.num-epochs", "3"]) == 0
+    assert train(["--run-dir", str(copy), "--resume", "--train.num-epochs", "3"]) == 0
     assert len((copy / "metrics.jsonl").read_text().splitlines()) == 3
-    assert train.main([*argv, "--run-dir", str(copy), "--overwrite", "--train.num-epochs", "1"]) == 0
+    assert train([*argv, "--run-dir", str(copy), "--overwrite", "--train.num-epochs", "1"]) == 0
     assert len((copy / "metrics.jsonl").read_text().splitlines()) == 1
     fails(
         capsys,
-        train.main,
+        train,
         ["--run-dir", copy, "--resume", "--policy.lora-rank", "3"],
         "policy.lora_rank",
         "3",
@@ -351,7 +350,7 @@ def test_ctrl_c_says_how_to_go_on(argv, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cxrl.rl.update.Updater.update", interrupt)
-    assert train.main([*argv, "--run-dir", str(tmp_path / "r")]) == 130
+    assert train([*argv, "--run-dir", str(tmp_path / "r")]) == 130
     error = capsys.readouterr().err
     assert error == f"interrupted; go on with: python -m cxrl.train --run-dir {tmp_path / 'r'} --resume\n"
 
@@ -361,13 +360,13 @@ def test_ctrl_c_says_how_to_go_on(argv, tmp_path, capsys, monkeypatch):
 
 def test_a_run_directory_that_cannot_be_written(argv, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "file" / "run"], "cannot write", "--run-dir")
+    fails(capsys, train, [*argv, "--run-dir", tmp_path / "file" / "run"], "cannot write", "--run-dir")
 
 
 def test_what_is_no_run(tmp_path, capsys):
     rest = ["--run", tmp_path, "--out", tmp_path / "o"]
-    fails(capsys, generate.main, [*rest, "--prompt", "lung"], f"{tmp_path} is not a run of cxrl.train")
-    fails(capsys, evaluate.main, rest, "is not a run of cxrl.train")
+    fails(capsys, generate, [*rest, "--prompt", "lung"], f"{tmp_path} is not a run of cxrl.train")
+    fails(capsys, evaluate, rest, "is not a run of cxrl.train")
     fails(capsys, report.main, rest, "is not a run of cxrl.train")
     assert list(tmp_path.iterdir()) == []
 
@@ -375,8 +374,8 @@ def test_what_is_no_run(tmp_path, capsys):
 def test_a_prompt_longer_than_the_tokenizer(finished, tmp_path, capsys):
     long = "left effusion " * 40
     out = ["--run", finished, "--out", tmp_path / "o"]
-    fails(capsys, generate.main, [*out, "--prompt", long], "prompt of 202 tokens", "reads 16", "shorten it")
-    fails(capsys, generate.main, [*out, "--prompt", "  "], "prompt is empty")
+    fails(capsys, generate, [*out, "--prompt", long], "prompt of 202 tokens", "reads 16", "shorten it")
+    fails(capsys, generate, [*out, "--prompt", "  "], "prompt is empty")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -387,11 +386,11 @@ def test_training_prompts_that_are_too_long_or_missing(argv, tmp_path, capsys, m
 
     run = [*argv, "--run-dir", tmp_path / "r", "--overwrite"]
     give(["lung", "left effusion " * 40])
-    fails(capsys, train.main, [*run, "--data.on-long-prompt", "error"], "prompt 1 has 202 tokens", "reads 16")
+    fails(capsys, train, [*run, "--data.on-long-prompt", "error"], "prompt 1 has 202 tokens", "reads 16")
     give(["left effusion " * 40])
-    fails(capsys, train.main, run, "all 1 prompts are longer than the 16 tokens")
+    fails(capsys, train, run, "all 1 prompts are longer than the 16 tokens")
     give([])
-    fails(capsys, train.main, run, "prompt list is empty")
+    fails(capsys, train, run, "prompt list is empty")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "optimizer.safetensors"])
@@ -400,7 +399,7 @@ def test_a_truncated_checkpoint_is_named_and_kept(copy, capsys, name):
     content = (last / name).read_bytes()
     (last / name).write_bytes(content[: len(content) // 2])
     kept = sorted(p.name for p in (copy / "checkpoints").iterdir())
-    fails(capsys, train.main, ["--run-dir", copy, "--resume", "--train.num-epochs", "3"], str(last / name))
+    fails(capsys, train, ["--run-dir", copy, "--resume", "--train.num-epochs", "3"], str(last / name))
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == kept
     assert (copy / "summary.json").is_file()
 
@@ -408,7 +407,7 @@ def test_a_truncated_checkpoint_is_named_and_kept(copy, capsys, name):
 def test_a_truncated_adapter_is_named(copy, tmp_path, capsys):
     path = copy / "adapter" / "ace.safetensors"
     path.write_bytes(path.read_bytes()[:20])
-    fails(capsys, evaluate.main, ["--run", copy, "--out", tmp_path / "s.json"], str(path))
+    fails(capsys, evaluate, ["--run", copy, "--out", tmp_path / "s.json"], str(path))
     assert not (tmp_path / "s.json").exists()
 
 
@@ -417,15 +416,15 @@ def test_truncated_and_missing_assets_are_named(argv, scorers, judges, tmp_path,
     spoilt = shutil.copytree(scorers, tmp_path / "spoilt")
     path = spoilt / "diagnosis.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    fails(capsys, train.main, [*run, "--rewards.path", spoilt], f"{path} cannot be read")
+    fails(capsys, train, [*run, "--rewards.path", spoilt], f"{path} cannot be read")
     spoilt = shutil.copytree(judges, tmp_path / "spoilt-judges")
     (spoilt / "reference.safetensors").unlink()
-    fails(capsys, train.main, [*run, "--eval.judges", spoilt], str(spoilt / "reference.safetensors"))
-    fails(capsys, train.main, [*run, "--rewards.path", tmp_path / "none"], f"{tmp_path / 'none'}")
-    fails(capsys, train.main, [*run, "--model.path", tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}")
+    fails(capsys, train, [*run, "--eval.judges", spoilt], str(spoilt / "reference.safetensors"))
+    fails(capsys, train, [*run, "--rewards.path", tmp_path / "none"], f"{tmp_path / 'none'}")
+    fails(capsys, train, [*run, "--model.path", tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}")
     fails(
         capsys,
-        train.main,
+        train,
         [*run, "--rewards.names", "postur", "--rewards.weights", "1"],
         "'postur'",
         "posture",
@@ -445,12 +444,12 @@ def test_a_full_disk_keeps_the_older_checkpoint(argv, tmp_path, capsys, monkeypa
         write_tensors(path, tensors)
 
     monkeypatch.setattr(checkpoint, "write_tensors", full_at_the_second)
-    fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "r"], "No space left on device", "step-000002")
+    fails(capsys, train, [*argv, "--run-dir", tmp_path / "r"], "No space left on device", "step-000002")
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-000002"]
     load_file(tmp_path / "r" / "checkpoints" / "step-000002" / "weights.safetensors")
     monkeypatch.undo()
     monkeypatch.setattr("cxrl.data.phantom.films.phantom_prompts", tiny_prompts)
-    assert train.main(["--run-dir", str(tmp_path / "r"), "--resume"]) == 0
+    assert train(["--run-dir", str(tmp_path / "r"), "--resume"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -477,6 +476,6 @@ def test_a_broken_reward_is_named_with_its_sample(argv, tmp_path, capsys, score,
 
     try:
         names = ["--rewards.names", "posture,broken", "--rewards.weights", "1,1"]
-        fails(capsys, train.main, [*argv, "--run-dir", tmp_path / "r", *names], "broken", *words)
+        fails(capsys, train, [*argv, "--run-dir", tmp_path / "r", *names], "broken", *words)
     finally:
         del _REGISTRY["broken"]

@@ -334,7 +334,7 @@ def _interval(replicates: Tensor) -> list[float | None]:
     if replicates.numel() == 0 or bool(replicates.isnan().all()):
         return [None, None]
     bounds = torch.nanquantile(replicates, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return [float(bounds[0]), float(bounds[1])]
+    return [_json(float(bound)) for bound in bounds]
 
 
 def _json(value: float) -> float | None:

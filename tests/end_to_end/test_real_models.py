@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cxrl import evaluate, train
 from cxrl.data.phantom.films import corpus
+from cxrl.evaluate import main as evaluate
 from cxrl.images.png import to_uint8
 from cxrl.scorers.choice import file_sha256
+from cxrl.train import main as train
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +69,7 @@ def test_two_epochs_with_models_for_real_films(
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     run = tmp_path / "run"
-    assert train.main(["--preset", "smoke", "--run-dir", str(run), *words]) == 0, capsys.readouterr().err
+    assert train(["--preset", "smoke", "--run-dir", str(run), *words]) == 0, capsys.readouterr().err
     said = capsys.readouterr()
     assert "warning: eval.posture: models of the phantom" in said.out
     summary = json.loads((run / "summary.json").read_text())
@@ -84,7 +85,7 @@ def test_two_epochs_with_models_for_real_films(
     assert judges["feature_dim"] == 1024
     assert summary["policy"]["fid"] > 0
     assert list((tmp_path / "features").glob("*.safetensors"))
-    assert evaluate.main(["--run", str(run), "--out", str(tmp_path / "again.json")]) == 0
+    assert evaluate(["--run", str(run), "--out", str(tmp_path / "again.json")]) == 0
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["policy"] == summary["policy"]
 
@@ -98,5 +99,5 @@ def test_two_epochs_with_models_for_real_films(
         f"{CHEX}:{reward}",
     ]
     capsys.readouterr()
-    assert train.main(same) == 2
+    assert train(same) == 2
     assert "a judge must be another model than those that reward" in capsys.readouterr().err

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cxrl import generate, train
+from cxrl.generate import main as generate
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
 from cxrl.presets import load_preset, load_yaml
 from cxrl.rl.schedule import ddim_table
+from cxrl.train import main as train
 
 UNET = {"block_out_channels": (32, 64), "attention_head_dim": (2, 4), "use_linear_projection": True}
 """Heads by block, and projections that are linear layers, unlike Stable Diffusion 1's."""
@@ -46,11 +47,11 @@ def test_it_is_trained_and_drawn_from(
     arguments = ["--preset", "smoke", "--run-dir", str(run), "--model.path", str(folder)]
     arguments += ["--data.source", "prompts", "--data.root", str(reports), "--data.eval-split", "test"]
     arguments += ["--optim.micro-batch-size", "0", "--sampler.batch-size", "0"]
-    assert train.main(arguments) == 0
+    assert train(arguments) == 0
     assert load_yaml(run / "config.yaml").optim.micro_batch_size == 8
     assert json.loads((run / "summary.json").read_text())["policy"]["posture"] is not None
     argv = ["--run", str(run), "--prompt", "left lung", "--num-images", "1", "--out", str(images)]
-    assert generate.main(argv) == 0
+    assert generate(argv) == 0
     assert len(list(images.iterdir())) == 1
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.data.phantom.films import corpus
-from cxrl.data.prompts import PromptBatch, ReportPrompt
+from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.evaluation.judges import Judges, build_judges, load_judges
 from cxrl.evaluation.reference import reference_features
-from cxrl.evaluation.summary import evaluate_policy
+from cxrl.evaluation.summary import Summary, describe_judges, evaluate_images, evaluation_batch
 from cxrl.images.png import to_uint8
 from cxrl.scorers.choice import ModelChoice, file_sha256, open_models
 from cxrl.scorers.phantom_network import load_scorer
@@ -190,17 +190,16 @@ def test_the_summary_names_models_features_and_the_missing_distance(config: Conf
     ]
     images = corpus(2, seed=13).pixels()
 
-    def draw(batch: PromptBatch, anchor: bool) -> Tensor:
-        return images if anchor else images.flip(0)
-
-    summary = evaluate_policy(
-        draw, prompts, judges, num_images=2, samples_per_prompt=1, seed=0, bootstrap=20
-    ).to_dict(wall_seconds=1.0)
+    batch = evaluation_batch(prompts, 2, 1)
+    anchor, policy = (
+        evaluate_images(x, batch, judges, seed=0, bootstrap=20) for x in (images, images.flip(0))
+    )
+    told = describe_judges(judges, "x")
+    summary = Summary(anchor, policy, batch, images, 0, told).to_dict(wall_seconds=1.0)
     for side in ("anchor", "policy", "change"):
         assert summary[side]["fid"] is None
         assert summary[side]["ci"]["fid"] == [None, None]
         assert summary[side]["posture"] is not None
-    told = summary["judges"]
     assert told["diagnosis"] == config.eval.diagnosis
     assert told["consistency"] == config.eval.consistency
     assert told["feature_dim"] is None

@@ -7,9 +7,17 @@ import torch
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
-from cxrl.evaluation.summary import KEYS, evaluate_images, evaluate_policy, evaluation_batch, summarise
+from cxrl.evaluation.summary import (
+    NUM_JUDGEMENTS,
+    Summary,
+    evaluate_images,
+    evaluation_batch,
+    summarise,
+    truth_probability,
+)
 from cxrl.metrics.classification import macro_auroc
 from cxrl.metrics.distribution import frechet_distance
+from cxrl.metrics.names import KEYS
 
 
 class FakeJudges:
@@ -122,34 +130,75 @@ def test_what_is_undefined_is_null():
     json.dumps([result, single], allow_nan=False)
 
 
-def test_policy_and_anchor_are_compared_on_the_same_prompts():
-    calls = []
+def evaluated(batch, shift, bootstrap=100):
+    images = pictures(len(batch), shift=shift)
+    return evaluate_images(images, batch, FakeJudges(), seed=1, bootstrap=bootstrap), images
 
-    def draw(batch, anchor):
-        calls.append((batch, anchor))
-        return pictures(len(batch), shift=0.0 if anchor else 0.05)
 
-    settings = {"num_images": 24, "samples_per_prompt": 3, "seed": 1, "bootstrap": 100}
-    summary = evaluate_policy(draw, prompts(8), FakeJudges(), **settings)
-    assert [anchor for _, anchor in calls] == [True, False]
-    assert calls[0][0] is calls[1][0]
+def test_policy_anchor_and_real_films_are_compared_on_the_same_prompts():
+    batch = evaluation_batch(prompts(8), 24, 3)
+    (anchor, _), (policy, images), (real, _) = (evaluated(batch, shift) for shift in (0.0, 0.05, 0.2))
+    judges = {"name": "mine"}
+    summary = Summary(anchor, policy, batch, images, 1, judges, real)
     data = summary.to_dict(wall_seconds=2.5)
-    assert list(data) == ["anchor", "policy", "change", "seed", "wall_seconds", "num_images", "judges"]
-    assert (data["num_images"], data["seed"], data["wall_seconds"]) == (24, 1, 2.5)
-    assert data["judges"] == {"name": "phantom", "feature_dim": 4, "findings": ["Bright", "Top"]}
+    assert list(data) == [
+        *("anchor", "policy", "real", "change", "gap", "seed", "wall_seconds", "num_images", "judges")
+    ]
+    assert (data["num_images"], data["seed"], data["wall_seconds"], data["judges"]) == (24, 1, 2.5, judges)
     assert data["change"]["posture"] == pytest.approx(data["policy"]["posture"] - data["anchor"]["posture"])
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     for key in KEYS:
-        of_policy, of_anchor = (e.replicates[key].double() for e in (summary.policy, summary.anchor))
-        for found, values in ((data["policy"], of_policy), (data["change"], of_policy - of_anchor)):
-            assert found["ci"][key] == pytest.approx(values.quantile(bounds).tolist(), rel=1e-9), key
+        of_policy, of_anchor, of_real = (e.replicates[key].double() for e in (policy, anchor, real))
+        share = (of_policy - of_anchor) / (of_real - of_anchor)
+        for found, values in (
+            (data["policy"], of_policy), (data["change"], of_policy - of_anchor), (data["gap"], share)
+        ):  # fmt: skip
+            low, high = found["ci"][key]
+            if low is not None:
+                assert [low, high] == pytest.approx(values.nanquantile(bounds).tolist(), rel=1e-9), key
+        floor, reached, ceiling = (data[side][key] for side in ("anchor", "policy", "real"))
+        if ceiling != floor:
+            assert data["gap"][key] == pytest.approx((reached - floor) / (ceiling - floor)), key
     paired, each = data["change"]["ci"]["consistency"], data["policy"]["ci"]["consistency"]
     assert paired[1] - paired[0] < 0.5 * (each[1] - each[0])
+    without = Summary(anchor, policy, batch, images, 1, judges).to_dict(wall_seconds=2.5)
+    assert (without["real"], without["gap"]) == (None, None)
+    json.dumps([data, without], allow_nan=False)
 
-    calls.clear()
-    again = evaluate_policy(draw, prompts(8), FakeJudges(), **settings, anchor=summary.anchor)
-    assert [anchor for _, anchor in calls] == [False]
-    assert again.to_dict(wall_seconds=2.5) == data
+
+def test_a_gap_of_nothing_has_no_share():
+    batch = evaluation_batch(prompts(8), 24, 3)
+    (same, images), (policy, _) = evaluated(batch, 0.0), evaluated(batch, 0.05)
+    gap = Summary(same, policy, batch, images, 1, {}, same).gap()
+    assert all(gap[key] is None for key in KEYS)
+    json.dumps(gap, allow_nan=False)
+
+
+def test_every_image_is_scored_by_itself():
+    batch = evaluation_batch(prompts(8), 24, 3)
+    result, _ = evaluated(batch, 0.1, bootstrap=0)
+    each = result.images
+    assert each.posture.shape == each.diagnosis.shape == each.consistency.shape == (24,)
+    assert float(each.posture.mean()) == pytest.approx(result.values["posture"], rel=1e-5)
+    assert float(each.consistency.mean()) == pytest.approx(result.values["consistency"], rel=1e-5)
+    assert each.psi.shape == (24, 5)
+    labels = torch.tensor([[1.0, 0.0], [math.nan, 1.0], [math.nan, math.nan]])
+    probability = torch.tensor([[0.9, 0.3], [0.5, 0.2], [0.1, 0.1]])
+    found = truth_probability(probability, labels)
+    assert found[:2].tolist() == pytest.approx([0.8, 0.2])
+    assert bool(found[2].isnan())
+
+
+def test_fewer_films_than_images_have_no_frechet_distance():
+    batch = evaluation_batch(prompts(8), 8, 1)
+    images = pictures(8)
+    seen = []
+    result = evaluate_images(
+        images, batch, FakeJudges(), seed=0, bootstrap=10, judged=seen.append, comparable=False
+    ).to_dict()
+    assert result["fid"] is None
+    assert result["posture"] is not None
+    assert sum(seen) == NUM_JUDGEMENTS * 8
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cxrl import cli
+from cxrl import arguments, cli
 from cxrl.config import sections
 from cxrl.errors import CxrlError
 from cxrl.options import field_types
@@ -90,7 +90,7 @@ class Parsed(Exception):
 @pytest.fixture
 def commands(monkeypatch):
     """Name → what parses a command line and goes no further."""
-    real = cli.Parser.parse
+    real = arguments.Parser.parse
     checks = {"train": cli.parse_train}
 
     def parse(self, argv):
@@ -99,15 +99,15 @@ def commands(monkeypatch):
 
     def stopped(command, argv):
         with monkeypatch.context() as patch:
-            patch.setattr(cli.Parser, "parse", parse)
+            patch.setattr(arguments.Parser, "parse", parse)
             command(argv)
 
     def doctor(argv):
-        cli.resolve(real(cli.config_parser("cxrl.doctor", ""), argv))
+        cli.resolve(real(cli.ConfigParser("cxrl doctor", ""), argv))
 
     def pretrain(argv):
         module = importlib.import_module("cxrl.pretrain")
-        module._check(real(module._parser(), argv))
+        module._check(real(module.parser(), argv))
 
     checks |= {"doctor": doctor, "pretrain": pretrain}
     for name, function in (
@@ -126,7 +126,7 @@ def commands(monkeypatch):
 
 def names_the_culprit(message: str, words: list[str]) -> bool:
     """Whether a message holds an option, or the word that is none."""
-    message = message.partition(" (see python -m")[0]
+    message = message.partition(" (see cxrl")[0]
     if re.search(r"--[\w.-]", message) or any(name in message for name in NAMES):
         return True
     words = [part for word in words for part in (word, *word.split("=", 1))]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cxrl.cli import config_parser, resolve
+from cxrl.cli import ConfigParser, resolve
 from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.presets import FOLDER, load_preset
@@ -69,7 +69,7 @@ def damaged(rng: random.Random) -> bytes:
 def test_damaged_files_are_read_or_named(tmp_path):
     rng = random.Random(20240607)
     file = tmp_path / "mine.yaml"
-    parser = config_parser("cxrl.train", "")
+    parser = ConfigParser("cxrl train", "")
     args = parser.parse(["--config", str(file)])
     taken = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -98,7 +98,7 @@ def test_damaged_files_are_read_or_named(tmp_path):
 
 
 def test_the_valid_files_are_valid(tmp_path):
-    parser = config_parser("cxrl.train", "")
+    parser = ConfigParser("cxrl train", "")
     for content in VALID[:-1]:
         (tmp_path / "c.yaml").write_bytes(content)
         assert isinstance(resolve(parser.parse(["--config", str(tmp_path / "c.yaml")])), Config)

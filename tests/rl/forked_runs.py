@@ -25,7 +25,7 @@ import torch
 
 import cxrl.rl.trainer as trainer_module
 import cxrl.storage.checkpoint as checkpoint
-from cxrl.cli import run_command
+from cxrl.command import run_command
 from cxrl.config import Config, PolicyConfig
 from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError

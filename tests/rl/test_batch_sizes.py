@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from cxrl import train
 from cxrl.config import Config
 from cxrl.errors import CxrlError
 from cxrl.presets import load_preset, load_yaml
 from cxrl.rl.batch_sizes import SHARE, fit_to_memory, is_open
 from cxrl.rl.cost import estimate, footprint
+from cxrl.train import main as train
 
 CPU = torch.device("cpu")
 OPEN = {"optim": {"micro_batch_size": 0}, "sampler": {"batch_size": 0}}
@@ -99,12 +99,12 @@ def test_processes_share_the_memory_of_a_machine(deep: Path, monkeypatch: pytest
 def test_a_run_keeps_what_was_chosen(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     arguments = ["--optim.micro-batch-size", "0", "--sampler.batch-size", "0", "--train.num-epochs", "1"]
-    assert train.main(["--preset", "smoke", "--run-dir", str(run), *arguments]) == 0
+    assert train(["--preset", "smoke", "--run-dir", str(run), *arguments]) == 0
     assert "8 rows at once, about " in capsys.readouterr().out
     saved = load_yaml(run / "config.yaml")
     assert chosen(saved) == (8, 8, False)
     monkeypatch.setattr("cxrl.rl.batch_sizes.machine_memory", lambda device: 1000)
-    assert train.main(["--run-dir", str(run), "--resume", *arguments[:4], "--train.num-epochs", "2"]) == 0
+    assert train(["--run-dir", str(run), "--resume", *arguments[:4], "--train.num-epochs", "2"]) == 0
     assert "rows at once" not in capsys.readouterr().out
     assert chosen(load_yaml(run / "config.yaml")) == (8, 8, False)
 
@@ -120,7 +120,7 @@ def test_a_base_that_cannot_be_loaded_is_named(
     (config_file,) = (folder / part).glob("*config.json")
     config_file.write_text(content)
     arguments = ["--preset", "smoke", "--run-dir", str(tmp_path / "run"), "--model.path", str(folder)]
-    assert train.main([*arguments, "--optim.micro-batch-size", "0"]) == 2
+    assert train([*arguments, "--optim.micro-batch-size", "0"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: model.path: ")
     assert error.count("\n") == 1
@@ -133,7 +133,7 @@ def test_a_folder_that_is_taken_is_told_before_anything_is_measured(
     (tmp_path / "config.yaml").write_text("mine")
     monkeypatch.setattr("cxrl.rl.batch_sizes.find_base", lambda *_: pytest.fail("looked for the base"))
     arguments = ["--preset", "smoke", "--run-dir", str(tmp_path), "--optim.micro-batch-size", "0"]
-    assert train.main(arguments) == 2
+    assert train(arguments) == 2
     assert "holds what this run did not write" in capsys.readouterr().err
 
 
@@ -142,7 +142,7 @@ def test_a_base_that_cannot_be_had_is_named(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     arguments = ["--preset", "smoke", "--run-dir", str(tmp_path / "run"), "--model.path", "no/base"]
-    assert train.main([*arguments, "--optim.micro-batch-size", "0"]) == 2
+    assert train([*arguments, "--optim.micro-batch-size", "0"]) == 2
     assert "model.path: cannot load model_index.json of no/base" in capsys.readouterr().err
     with pytest.raises(CxrlError, match="micro_batch_size"):
         Config.from_dict({"optim": {"micro_batch_size": -1}})

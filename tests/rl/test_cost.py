@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from cxrl import train
 from cxrl.cli import parse_train
 from cxrl.config import Config
 from cxrl.models.base import load_base
@@ -22,6 +21,7 @@ from cxrl.models.policy import Policy
 from cxrl.presets import load_preset
 from cxrl.rl.cost import Footprint, counts, estimate, footprint, matmul_rate
 from cxrl.rl.step_memory import RowMemory, rows_memory
+from cxrl.train import main as train
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_counts_are_those_of_a_run(
 
     monkeypatch.setattr(Policy, "predict", counted)
     arguments = ["--preset", "smoke", "--run-dir", str(tmp_path / "run"), *change]
-    assert train.main(arguments) == 0
+    assert train(arguments) == 0
     settings = parse_train(arguments).config
     work, epochs = counts(settings), settings.train.num_epochs
     assert rows["backward"] == epochs * work.update_rows

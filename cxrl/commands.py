@@ -1,0 +1,17 @@
+"""The commands by name."""
+
+from __future__ import annotations
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("cxrl.train", "fine-tune a base by comparative feedback; without options the whole demo"),
+    "report": ("cxrl.report", "one HTML page of runs: judges, curves, gallery"),
+    "generate": ("cxrl.generate", "draw images of reports by a run's policy or its anchor"),
+    "evaluate": ("cxrl.evaluate", "judge a run again by models that gave no reward"),
+    "export": ("cxrl.export", "write a run's policy as a pipeline for plain diffusers"),
+    "doctor": ("cxrl.doctor", "what a configuration needs, what is there, what a run will cost"),
+    "inspect": ("cxrl.inspect_data", "count a data set, say what is dropped and why, show films"),
+    "pretrain": ("cxrl.pretrain", "make what ships, a posture reward, or fine-tune a base on a table"),
+    "phantom": ("cxrl.data.phantom.__main__", "draw every finding of the phantom"),
+    "completion": ("cxrl.completion", "print the completion of a shell: bash, zsh or tcsh"),
+}
+"""Name → module and what it is for."""

@@ -132,8 +132,13 @@ def save_picture(path: Path, image: Image.Image, chunks: Mapping[str, str]) -> N
     Raises:
         CxrlError: The file cannot be written.
     """
+    with replacing(path) as partial:
+        image.save(partial, format="PNG", pnginfo=picture_info(chunks))
+
+
+def picture_info(chunks: Mapping[str, str]) -> PngInfo:
+    """The text chunk that says that a picture is synthetic, and further ones."""
     info = PngInfo()
     for key, value in {"Synthetic": SYNTHETIC, "Software": f"cxrl {__version__}", **chunks}.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-    with replacing(path) as partial:
-        image.save(partial, format="PNG", pnginfo=info)
+    return info

@@ -1,176 +1,260 @@
-"""One self-contained HTML page of a run: table, curves as inline SVG, image grids as data URIs."""
+"""One self-contained HTML page of runs: what they reached, by whom it was judged, and what it looks like.
+
+``read_run`` → sections of plain text, numbers and charts → the template, which escapes everything. Pictures
+are left out, fewest first, where the page would be larger than ``LARGEST``.
+"""
 
 from __future__ import annotations
 
-import base64
-import json
+import csv
+import io
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from cxrl.config import Config
 from cxrl.errors import CxrlError
-from cxrl.output.terminal import summary_table
-from cxrl.presets import load_yaml
-from cxrl.storage.layout import CONFIG, METRICS, SAMPLES, SUMMARY
+from cxrl.metrics.names import KEYS
+from cxrl.options import show
+from cxrl.output import figures
+from cxrl.output.figures import Chart
+from cxrl.output.gallery import Card, Extreme, cards, data_uri, extremes
+from cxrl.output.run_data import Number, RunData, Side, read_run
+from cxrl.presets import load_preset, presets
+from cxrl.storage.run_dir import flat
 
-WIDTH, HEIGHT, MARGIN = 340, 150, 30
-COLOURS = ("#1f6f8b", "#c2571a", "#4b7f52", "#7a4ea3", "#b08a00", "#444444")
-CURVES = (
-    ("Rewards, in units of the first epoch's spread", "reward"),
-    ("Win-rate against the anchor", "win_rate"),
-    ("Judges: change since the first evaluation, in percent", "eval"),
-    ("Diversity within a prompt", "diversity"),
-    ("KL to the anchor", "kl"),
-    ("Share of clipped steps", "clip_fraction"),
-)
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
-    "pre{background:#f4f4f2;padding:1em;overflow-x:auto}img{max-width:100%}figure{display:inline-block;margin:.5em}"
-    "figcaption{font-size:13px}strong{background:#fff3c4;padding:.1em .4em}"
-)
-
-TERMS = (
-    "<p><strong>The captions quote reports of a restricted data set: do not pass this page on.</strong></p>"
-)
+LARGEST = 5_000_000
+"""Bytes of a page."""
+_RESERVE = 150_000
+_LARGEST_TABLE = 400_000
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def is_restricted(run_dir: Path) -> bool:
-    """Whether the run's data set may not be passed on. A configuration that cannot be read counts as such."""
-    try:
-        return load_yaml(run_dir / CONFIG).data.is_restricted
-    except CxrlError:
-        return True
+@dataclass
+class Section:
+    """What the template shows of a run."""
+
+    data: RunData
+    state: str
+    rows: list[dict[str, Any]]
+    judge_curves: list[Chart]
+    hacking: list[Chart]
+    findings: Chart | None
+    pose: list[Chart]
+    training: list[Chart]
+    changed: list[tuple[str, str, str]]
+    provenance: list[dict[str, Any]]
+    downloads: list[tuple[str, str]]
+    cards: list[Card] = field(default_factory=list)
+    num_cards: int = 0
+    wins: list[Extreme] = field(default_factory=list)
+    losses: list[Extreme] = field(default_factory=list)
+    grids: list[tuple[str, str]] = field(default_factory=list)
+    num_grids: int = 0
+
+    @property
+    def finding_names(self) -> list[str]:
+        """What a gallery can be filtered by."""
+        return sorted({name for card in self.cards for name in card.findings})
 
 
-def run_page(run_dir: Path) -> str:
-    """The page of a run, finished or not.
+def runs_page(run_dirs: Sequence[Path]) -> str:
+    """The page of one run or several, finished or not.
 
     Raises:
-        CxrlError: There is no run there.
+        CxrlError: There is no run, or a file of it is damaged.
     """
-    config = run_dir / CONFIG
-    if not config.is_file():
-        raise CxrlError(f"{run_dir} is not a run of cxrl.train: it has no {CONFIG}; see --run")
-    records = read_metrics(run_dir / METRICS)
-    summary = run_dir / SUMMARY
-    table = "The run has not finished: no summary yet."
-    if summary.is_file():
-        try:
-            table = summary_table(json.loads(summary.read_text(encoding="utf-8")))
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:80]
-            raise CxrlError(f"{summary} is damaged ({reason}); cxrl evaluate writes a new one") from None
-    grids = sorted((run_dir / SAMPLES).glob("*.png"))
-    body = [
-        f"<h1>cxrl run {escape(run_dir.resolve().name)}</h1>",
-        "<p><strong>All images are synthetic. Not for diagnosis.</strong></p>",
-        *([TERMS] if is_restricted(run_dir) else []),
-        f"<h2>Judges that gave no reward</h2><pre>{escape(table)}</pre>",
-        "<h2>Curves</h2>",
-        *(curve(title, series(records, key)) for title, key in CURVES),
-        "<h2>Anchor above policy, same reports, same x_T</h2>",
-        *(_picture(path) for path in reversed(grids)),
-        f"<h2>Configuration</h2><details><pre>{escape(config.read_text(encoding='utf-8'))}</pre></details>",
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [make_section(read_run(path)) for path in run_dirs]
+    template = environment.get_template("report.html.j2")
+    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    compared = comparison(sections) if len(sections) > 1 else None
+    about = {"keys": KEYS, "style": style, "script": script, "compared": compared, "sections": sections}
+    room = LARGEST - _RESERVE - len(template.render(about).encode())
+    for section in sections:
+        fill(section, room // len(sections))
+    return template.render(about) + "\n"
+
+
+def make_section(data: RunData) -> Section:
+    """Everything of a run but the pictures."""
+    return Section(
+        data=data,
+        state=state(data),
+        rows=summary_rows(data),
+        judge_curves=figures.judge_curves(data),
+        hacking=figures.reward_against_judge(data),
+        findings=figures.auroc_per_finding(data),
+        pose=figures.pose(data),
+        training=figures.training(data),
+        changed=changed_settings(data.config),
+        provenance=data.sessions,
+        downloads=downloads(data),
+    )
+
+
+def fill(section: Section, room: int) -> None:
+    """Put in pictures while there is room: grids, wins and losses, then the gallery."""
+    data = section.data
+    section.num_grids = len(data.grids)
+    for name, content in reversed(data.grids):  # the last is the result
+        source = data_uri(content)
+        if len(source) < room:
+            section.grids.insert(0, (_grid_title(name), source))
+            room -= len(source)
+    every = list(cards(data))
+    section.num_cards = len(every)
+    for best in (True, False):
+        kept = section.wins if best else section.losses
+        for extreme in extremes(every, best=best):
+            if extreme.card.size < room:
+                kept.append(extreme)
+                room -= extreme.card.size
+    for card in every:
+        if card.size < room:
+            section.cards.append(card)
+            room -= card.size
+
+
+def _grid_title(name: str) -> str:
+    """``epoch-000008-kept`` in words."""
+    _, number, *kept = name.split("-")
+    return f"epoch {int(number)}{', whose weights were kept' if kept else ''}"
+
+
+def state(data: RunData) -> str:
+    """Where the run is, in words."""
+    if data.policy is None:
+        done = len(data.records)
+        whole = f" of {data.config.train.num_epochs}" if data.config else ""
+        return f"not finished: {done}{whole} epochs"
+    end = data.end
+    words = "finished" if end["epochs"] is None else f"finished after {end['epochs']:.0f} epochs"
+    if end["stopped_early"]:
+        words += f"; stopped early: {end['stopped_early']}"
+    if end["kept_epoch"] is not None and end["kept_epoch"] != end["epochs"]:
+        words += f"; the weights of epoch {end['kept_epoch']:.0f}, the last within limits, were kept"
+    return words
+
+
+def summary_rows(data: RunData) -> list[dict[str, Any]]:
+    """A row a judge: cells of anchor, policy, real films and change, and the share of the gap."""
+    if data.anchor is None:
+        return []
+    rows = []
+    for key in KEYS:
+        share = None if data.gap is None else data.gap.values[key]
+        low, high = (None, None) if data.gap is None else data.gap.ci[key]
+        rows.append(
+            {
+                "key": key,
+                "name": figures.NAMES[key],
+                "better": figures.better(key, data.real is not None),
+                "cells": [cell(side, key) for side in (data.anchor, data.policy, data.real)],
+                "change": cell(data.change, key, "+"),
+                "gap": "–" if share is None else percent(share),
+                "gap_ci": "" if low is None or high is None else f"{percent(low)} to {percent(high)}",
+                "bar": 0 if share is None else round(100 * min(1.0, max(0.0, share))),
+            }
+        )
+    return rows
+
+
+def cell(side: Side | None, key: str, sign: str = "") -> tuple[str, str]:
+    """A value and its interval, "" where there is none."""
+    if side is None or side.values[key] is None:
+        return "–", ""
+    low, high = side.ci[key]
+    interval = "" if low is None or high is None else f"{plain(low, sign)} to {plain(high, sign)}"
+    return plain(side.values[key], sign), interval
+
+
+def plain(value: Number, sign: str = "") -> str:
+    """A number in about five characters, with a true minus."""
+    if value is None:
+        return "–"
+    digits = ".3f" if abs(value) < 10 else ".1f" if abs(value) < 1000 else ".3g"
+    return f"{value:{sign}{digits}}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share; one that is far outside of what can be meant is only said to be so."""
+    text = f"{share:.0%}" if abs(share) < 10 else "> 1000%" if share > 0 else "< -1000%"
+    return text.replace("-", "−")
+
+
+def changed_settings(config: Config | None) -> list[tuple[str, str, str]]:
+    """(name, the preset's value, the run's), where they differ; ``run`` says only where things went."""
+    if config is None or config.preset not in presets():
+        return []
+    before, now = (flat(c.to_dict()) for c in (load_preset(config.preset), config))
+    return [
+        (name, show(_tuple(before[name])), show(_tuple(value)))
+        for name, value in now.items()
+        if value != before[name] and not name.startswith("run.")
     ]
-    head = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>cxrl run</title><style>{STYLE}</style>'
-    )
-    return head + "\n".join(body) + "</html>\n"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl``; a last line that a kill cut short is left out."""
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    lines = [line for line in lines if line.strip()]
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if not _is_record(record):
-                raise ValueError("not the record of an epoch")
-        except (ValueError, RecursionError):
-            if number < len(lines) or line.endswith(b"}"):
-                raise CxrlError(f"{path} is damaged at line {number}; remove the line") from None
-        else:
-            records.append(record)
-    return records
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _is_record(record: Any) -> bool:
-    """Whether a record has an epoch, and what is drawn of it are numbers, or numbers by name."""
-    if not isinstance(record, dict) or record.get("epoch") is None or not _is_number(record["epoch"]):
-        return False
-    drawn = [record.get(key) for key in ("reward_std", *(key for _, key in CURVES))]
-    return all(
-        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value)
-        for value in drawn
-    )
+def downloads(data: RunData) -> list[tuple[str, str]]:
+    """(file name, data URI) of tables."""
+    tables = {"metrics.csv": metrics_csv(data.records)}
+    path = data.path / "scores.csv"
+    if data.scores:
+        tables["scores.csv"] = path.read_text(encoding="utf-8")
+    return [
+        (f"{data.name}-{name}", f"data:text/csv;charset=utf-8,{quote(text)}")
+        for name, text in tables.items()
+        if text and len(text) < _LARGEST_TABLE
+    ]
 
 
-def _is_number(value: Any) -> bool:
-    """A number that can be drawn, or none."""
-    return value is None or (isinstance(value, int | float) and not abs(value) > 1e300)
+def metrics_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """metrics.jsonl with a column a number."""
+    rows = [flat(record) for record in records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue() if names else ""
 
 
-def series(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tuple[float, float]]]:
-    """Name → (epoch, value) points of a number or of a mapping of numbers.
-
-    Rewards are shown as (r − r_0) / sd_0, judges as percent of their first value, so that they share an axis.
-    """
-    points: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        value = record.get(key)
-        named = value if isinstance(value, Mapping) else {key: value}
-        for name, number in named.items():
-            if number is not None and number == number:
-                points.setdefault(name, []).append((record["epoch"] + 1, number))
-    spread = records[0].get("reward_std", {}) if records else {}
-    for name, line in points.items():
-        first = line[0][1]
-        if key == "reward":
-            points[name] = [(x, (y - first) / (spread.get(name) or 1.0)) for x, y in line]
-        elif key == "eval":
-            points[name] = [(x, 100 * (y - first) / (abs(first) or 1.0)) for x, y in line]
-    return points
+def comparison(sections: Sequence[Section]) -> dict[str, Any]:
+    """Several runs beside each other."""
+    runs = [section.data for section in sections]
+    settings = [flat(run.config.to_dict()) if run.config else {} for run in runs]
+    every = dict.fromkeys(name for values in settings for name in values)
+    differing = [
+        (name, [show(_tuple(values[name])) if name in values else "–" for values in settings])
+        for name in every
+        if not name.startswith("run.") and len({str(values.get(name)) for values in settings}) > 1
+    ]
+    if any(run.anchor is None for run in runs):
+        unjudged = ", ".join(run.name for run in runs if run.anchor is None)
+        note = f"Not judged yet: {unjudged}."
+    else:
+        note = ""
+    return {"settings": differing, "curves": figures.compared_curves(runs), "note": note}
 
 
-def curve(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """A small chart with its extremes on the axes; empty when there is nothing to draw."""
-    xs = [x for line in lines.values() for x, _ in line]
-    ys = [y for line in lines.values() for _, y in line]
-    if not xs:
-        return ""
-    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
-
-    def place(x: float, y: float) -> str:
-        across = (x - left) / ((right - left) or 1.0) * (WIDTH - 2 * MARGIN)
-        up = (y - low) / ((high - low) or 1.0) * (HEIGHT - 2 * MARGIN)
-        return f"{MARGIN + 15 + across:.1f},{HEIGHT - MARGIN - up:.1f}"
-
-    drawn, legend = [], []
-    for (name, line), colour in zip(lines.items(), COLOURS * 2, strict=False):
-        dots = " ".join(place(x, y) for x, y in line)
-        dot_x, dot_y = dots.split()[-1].split(",")
-        drawn.append(f'<polyline points="{dots}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        drawn.append(f'<circle cx="{dot_x}" cy="{dot_y}" r="2.4" fill="{colour}"/>')
-        legend.append(f'<span style="color:{colour}">■</span> {escape(name)}')
-    labels = (
-        f'<text x="2" y="{MARGIN + 4}">{high:.3g}</text>'
-        f'<text x="2" y="{HEIGHT - MARGIN + 4}">{low:.3g}</text>'
-        f'<text x="{MARGIN + 15}" y="{HEIGHT - 8}">epoch {left:g}</text>'
-        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 8}" text-anchor="end">{right:g}</text>'
-    )
-    picture = (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" font-size="10" fill="#555">{"".join(drawn)}{labels}</svg>'
-    )
-    caption = f"<figcaption>{escape(title)}<br>{' '.join(legend)}</figcaption>"
-    return f"<figure>{caption}{picture}</figure>"
-
-
-def _picture(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return (
-        f"<figure><figcaption>{escape(path.stem)}</figcaption>"
-        f'<img alt="synthetic images, anchor above policy" src="data:image/png;base64,{data}"></figure>'
-    )
+def check_runs(run_dirs: Sequence[Path]) -> None:
+    """Raises CxrlError where a run is given twice."""
+    seen = set()
+    for path in run_dirs:
+        if path.resolve() in seen:
+            raise CxrlError(f"--run: {path} is given twice; leave one out")
+        seen.add(path.resolve())

@@ -1,0 +1,354 @@
+"""What a run left on the disk, read and checked: the report page works on these records alone.
+
+Every file may be missing: a run that has not finished, or that an older version wrote, has a page too. One
+that is damaged is refused and named.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cxrl.config import Config
+from cxrl.errors import CxrlError
+from cxrl.metrics.names import KEYS, PSI
+from cxrl.presets import load_yaml
+from cxrl.storage.layout import (
+    BOUNDS,
+    CONFIG,
+    GALLERY,
+    METRICS,
+    PROVENANCE,
+    SAMPLES,
+    SCORES,
+    SUMMARY,
+    is_grid,
+)
+from cxrl.storage.reading import read_json, read_json_lines, read_tensors
+
+T = TypeVar("T")
+Number = float | None
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+SIDES = ("anchor", "policy", "real")
+TASKS = ("posture", "diagnosis", "consistency")
+DRAWN = (
+    *("reward", "reward_std", "win_rate", "seconds", "grad_norm", "eval", "eval_reward"),
+    *("kl", "clip_fraction", "ratio_max_dev", "diversity", "loss", "advantage_std"),
+)
+"""What the page draws of an epoch: numbers, or numbers by name."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The judges' scores of one side.
+
+    Attributes:
+        values: Of every key; None where undefined.
+        ci: [low, high] of every key, None without.
+        auroc: Finding → AUROC.
+        auroc_ci: Finding → interval.
+        reward: Reward model → mean over the same images.
+    """
+
+    values: dict[str, Number]
+    ci: dict[str, tuple[Number, Number]]
+    auroc: dict[str, Number] = field(default_factory=dict)
+    auroc_ci: dict[str, tuple[Number, Number]] = field(default_factory=dict)
+    reward: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation: epoch 0 is the anchor."""
+
+    epoch: int
+    side: Side
+
+
+@dataclass(frozen=True)
+class Image:
+    """A line of scores.csv: text and numbers by the names of its columns."""
+
+    number: int
+    prompt: str
+    text: str
+    scores: dict[str, Number]
+
+    def findings(self) -> list[str]:
+        """What its report names."""
+        return [n.removeprefix("label_") for n, v in self.scores.items() if n.startswith("label_") and v == 1]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run.
+
+    Attributes:
+        path: Its directory.
+        config: Its settings; None where they do not load.
+        config_text: As they are written.
+        records: The lines of metrics.jsonl.
+        anchor, policy, real: By the judges, at the end; None where they are not known.
+        change, gap: Policy minus anchor; share of the way to real films. None before the end.
+        told: What summary or bounds say of judges and films, as text by name.
+        points: Every evaluation, the anchor first.
+        scores: Side → images.
+        gallery: Side → uint8 [P, h, w]; and ``image`` [P], their numbers in ``scores``.
+        sessions: The processes that worked on it.
+        grids: Name and bytes of samples/*.png, each content once.
+        end: epochs, kept_epoch, stopped_early, num_images, seed, wall_seconds, where known.
+    """
+
+    path: Path
+    config: Config | None
+    config_text: str
+    records: list[dict[str, Any]]
+    anchor: Side | None
+    policy: Side | None
+    real: Side | None
+    change: Side | None
+    gap: Side | None
+    told: dict[str, str]
+    points: list[Point]
+    scores: dict[str, list[Image]]
+    gallery: dict[str, Any]
+    sessions: list[dict[str, Any]]
+    grids: list[tuple[str, bytes]]
+    end: dict[str, Any]
+
+    @property
+    def restricted(self) -> bool:
+        """Whether its data set may not be passed on; a configuration that cannot be read counts as such."""
+        return self.config is None or self.config.data.is_restricted
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+
+def is_restricted(run_dir: Path) -> bool:
+    """As :attr:`RunData.restricted`."""
+    config = _config(run_dir)
+    return config is None or config.data.is_restricted
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Everything that a run left.
+
+    Raises:
+        CxrlError: There is no run there, or a file is damaged; it is named.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise CxrlError(f"{run_dir} is not a run of cxrl train: it has no {CONFIG}; see --run")
+    records = _checked(run_dir / METRICS, _records)
+    bounds = _json(run_dir / BOUNDS, _bounds)
+    summary = _json(run_dir / SUMMARY, _summary, " (cxrl evaluate writes a new one)")
+    provenance = _json(run_dir / PROVENANCE, _sessions)
+    sides = {**(bounds or {}), **(summary or {})}
+    return RunData(
+        path=run_dir,
+        config=_config(run_dir),
+        config_text=path.read_text(encoding="utf-8", errors="replace"),
+        records=records,
+        anchor=sides.get("anchor"),
+        policy=sides.get("policy"),
+        real=sides.get("real"),
+        change=sides.get("change"),
+        gap=sides.get("gap"),
+        told={**(bounds or {}).get("told", {}), **(summary or {}).get("told", {})},
+        points=_points(records, (bounds or {}).get("anchor") or sides.get("anchor")),
+        scores=_checked(run_dir / SCORES, _scores) if (run_dir / SCORES).is_file() else {},
+        gallery=_checked(run_dir / GALLERY, _gallery) if (run_dir / GALLERY).is_file() else {},
+        sessions=provenance or [],
+        grids=_grids(run_dir / SAMPLES),
+        end=(summary or {}).get("end", {}),
+    )
+
+
+def _config(run_dir: Path) -> Config | None:
+    try:
+        return load_yaml(run_dir / CONFIG)
+    except CxrlError:
+        return None
+
+
+def _checked(path: Path, read: Callable[[Path], T], hint: str = "") -> T:
+    try:
+        return read(path)
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:80]
+        raise CxrlError(f"{path} is damaged ({reason}){hint}") from None
+
+
+def _json(path: Path, parse: Callable[[dict[str, Any]], T], hint: str = "") -> T | None:
+    return _checked(path, lambda p: parse(read_json(p)), hint) if path.exists() else None
+
+
+def number(value: Any) -> Number:
+    """A number that can be drawn, or None. Raises ValueError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{str(value)[:30]!r} is not a number")
+    if abs(value) > 1e300:  # no float has more, and an int may
+        raise ValueError("a number is too large")
+    return None if math.isnan(value) else float(value)
+
+
+def _named(values: Any) -> dict[str, Number]:
+    return {str(name): number(value) for name, value in dict(values or {}).items()}
+
+
+def _interval(value: Any) -> tuple[Number, Number]:
+    if value is None:
+        return None, None
+    low, high = value
+    return number(low), number(high)
+
+
+def _side(data: Mapping[str, Any]) -> Side:
+    return Side(
+        values={key: number(data[key]) for key in KEYS},
+        ci={key: _interval(dict(data.get("ci") or {}).get(key)) for key in KEYS},
+        auroc=_named(data.get("auroc_per_finding")),
+        auroc_ci={str(n): _interval(v) for n, v in dict(data.get("ci_per_finding") or {}).items()},
+        reward=_named(data.get("reward")),
+    )
+
+
+def _sides(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: _side(data[name]) for name in names if data.get(name) is not None}
+
+
+def _bounds(data: dict[str, Any]) -> dict[str, Any]:
+    told = {"real films": str(data["real_films"])} | _judges(data["judges"])
+    return {**_sides(data, ("anchor", "real")), "told": told}
+
+
+def _summary(data: dict[str, Any]) -> dict[str, Any]:
+    for side in ("anchor", "policy", "change"):
+        dict(data[side])
+    counts = ("epochs", "kept_epoch", "num_images", "seed", "wall_seconds")
+    end: dict[str, Any] = {name: number(data.get(name)) for name in counts}
+    end["stopped_early"] = str(data.get("stopped_early") or "")
+    sides = _sides(data, (*SIDES, "change", "gap"))
+    return {**sides, "told": _judges(data["judges"]), "end": end}
+
+
+def _judges(data: Mapping[str, Any]) -> dict[str, str]:
+    by_task = {task: str(data.get(task) or data["name"]) for task in TASKS}
+    if len(set(by_task.values())) == 1:
+        told = {"judges": by_task["posture"]}
+    else:
+        told = {f"judge of {task}": name for task, name in by_task.items()}
+    for name, words in (("features", "Fréchet features"), ("reference", "Fréchet reference")):
+        if data.get(name):
+            told[words] = str(data[name])
+    if data.get("no_fid"):
+        told["no Fréchet distance"] = str(data["no_fid"])
+    if data.get("real_films"):
+        told["real films"] = str(data["real_films"])
+    return told
+
+
+def _sessions(data: dict[str, Any]) -> list[dict[str, Any]]:
+    sessions = []
+    for session in list(data["sessions"]):
+        flat = {name: str(session[name]) for name in ("started", "command", "version", "commit")}
+        machine = {str(k): _words(v) for k, v in dict(session["machine"]).items()}
+        packages = {str(k): str(v) for k, v in dict(session["packages"]).items()}
+        sessions.append({**flat, "machine": machine, "packages": packages})
+    return sessions
+
+
+def _words(value: Any) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = read_json_lines(path)
+    for line, record in enumerate(records, 1):
+        try:
+            if number(record["epoch"]) is None or not float(record["epoch"]).is_integer():
+                raise ValueError("no epoch")
+            for name in DRAWN:
+                value = record.get(name)
+                _named(value) if isinstance(value, Mapping) else number(value)
+            for value in dict(record.get("eval_ci") or {}).values():
+                _interval(value)
+        except _DAMAGE:
+            raise CxrlError(f"{path} is damaged at line {line}; remove the line") from None
+    return records
+
+
+def _points(records: Sequence[Mapping[str, Any]], anchor: Side | None) -> list[Point]:
+    points = [] if anchor is None else [Point(0, anchor)]
+    for record in records:
+        if isinstance(record.get("eval"), Mapping):
+            values = {key: number(record["eval"].get(key)) for key in KEYS}
+            ci = {key: _interval(dict(record.get("eval_ci") or {}).get(key)) for key in KEYS}
+            side = Side(values, ci, reward=_named(record.get("eval_reward")))
+            points.append(Point(int(record["epoch"]) + 1, side))
+    return points
+
+
+def _scores(path: Path) -> dict[str, list[Image]]:
+    csv.field_size_limit(2**20)
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    result: dict[str, list[Image]] = {}
+    for row in rows:
+        if None in row or None in row.values() or row["side"] not in SIDES:
+            raise ValueError("a line has other cells than the header")
+        scores = {
+            name: number(float(value)) if value else None
+            for name, value in row.items()
+            if name not in ("side", "image", "prompt", "text")
+        }
+        if not {*TASKS, *PSI} <= scores.keys():
+            raise ValueError("a column is missing")
+        images = result.setdefault(row["side"], [])
+        if int(row["image"]) != len(images):
+            raise ValueError("images are not in order")
+        images.append(Image(len(images), row["prompt"], row["text"], scores))
+    return result
+
+
+def _gallery(path: Path) -> dict[str, Any]:
+    import torch
+
+    tensors = read_tensors(path)
+    image = tensors["image"]
+    if image.dtype != torch.int64 or image.ndim != 1 or (len(image) and int(image.min()) < 0):
+        raise ValueError("image is no list of numbers")
+    for side in ("anchor", "policy"):
+        if tensors[side].shape != tensors["anchor"].shape:
+            raise ValueError("sides differ in shape")
+    for name, tensor in tensors.items():
+        if name == "image":
+            continue
+        if name not in SIDES or tensor.dtype != torch.uint8 or tensor.ndim != 3 or len(tensor) != len(image):
+            raise ValueError(f"{name[:30]} is no list of pictures")
+        if not 1 <= min(tensor.shape[1:]) <= max(tensor.shape[1:]) <= 256:
+            raise ValueError(f"{name[:30]} has pictures of {tuple(tensor.shape[1:])}")
+    return dict(tensors)
+
+
+def _grids(folder: Path) -> list[tuple[str, bytes]]:
+    """In the order of epochs; a content that was seen before is left out."""
+    seen, grids = set(), []
+    for path in sorted(folder.glob("*.png")):
+        if is_grid(path.name) and path.is_file():
+            data = path.read_bytes()
+            if data not in seen:
+                seen.add(data)
+                grids.append((path.stem, data))
+    return grids

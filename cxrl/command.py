@@ -51,6 +51,14 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def hint(*words: str) -> None:
+    """Name the command that comes next: on stderr, as what a command prints may be read by another."""
+    import shlex
+
+    if is_shown("info"):
+        print(f"next: {shlex.join(words)}", file=sys.stderr, flush=True)
+
+
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
     """Call a command; errors become one line on stderr and an exit status.
 

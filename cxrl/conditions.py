@@ -23,7 +23,7 @@ def _is_xrv(task: str, value: str) -> bool:
 
 
 def _is_network(task: str, value: str) -> bool:
-    """Whether a model is none of cxrl.pretrain, which take all images at once, in float32."""
+    """Whether a model is none of cxrl pretrain, which take all images at once, in float32."""
     return _is_xrv(task, value) or (value != "" and not value.endswith(".safetensors"))
 
 

@@ -215,7 +215,7 @@ class RewardsConfig(Section):
     )
     posture: str = option(
         "",
-        "a .safetensors of cxrl.pretrain, or pspnet; empty: the file in rewards.path (docs/rewards.md)",
+        "a .safetensors of cxrl pretrain, or pspnet; empty: the file in rewards.path (docs/rewards.md)",
         only_if=only.reward_in_use("posture"),
     )
     diagnosis: str = option(
@@ -233,7 +233,7 @@ class RewardsConfig(Section):
     )
     batch_size: int = option(
         32,
-        "images at once; the models of cxrl.pretrain take all",
+        "images at once; the models of cxrl pretrain take all",
         unit="images",
         low=1,
         high=MAX_IMAGES,
@@ -241,7 +241,7 @@ class RewardsConfig(Section):
     )
     dtype: str = option(
         "float32",
-        "precision of the networks; scores are float32, the models of cxrl.pretrain too",
+        "precision of the networks; scores are float32, the models of cxrl pretrain too",
         choices=("float32", "bfloat16", "float16"),
         only_if=only.REWARD_NETWORK,
     )
@@ -414,7 +414,7 @@ class EvalConfig(Section):
     sha256: tuple[str, ...] = option((), "digests of your own files as TASK=HEX; a pickle needs one")
     batch_size: int = option(
         32,
-        "images at once; the models of cxrl.pretrain take all",
+        "images at once; the models of cxrl pretrain take all",
         unit="images",
         low=1,
         high=MAX_IMAGES,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command, say
+from cxrl.command import hint, run_command
 from cxrl.errors import CxrlError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def _doctor(argv: Sequence[str]) -> None:
         broken = sum(bool(file.problem) for file in lacking)
         words = f"missing for preset {config.preset}: {len(lacking) - broken}"
         raise CxrlError(f"{words}{f', broken: {broken}' if broken else ''}; see above")
-    say(f"\nnext: {shlex.join(['cxrl', 'train', *argv])}")
+    hint("cxrl", "train", *argv)
 
 
 if __name__ == "__main__":

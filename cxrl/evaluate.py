@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command, say
+from cxrl.command import hint, run_command
 
 if TYPE_CHECKING:
     from cxrl.arguments import Parser
@@ -51,7 +50,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         progress.close()
     write_json(args.out, summary)
     print(summary_table(summary))
-    say(f"next: {shlex.join(['cxrl', 'report', str(args.run)])}")
+    hint("cxrl", "report", str(args.run))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command, say
+from cxrl.command import run_command
 
 if TYPE_CHECKING:
     from cxrl.arguments import Parser
@@ -37,8 +37,7 @@ def _export(argv: Sequence[str]) -> None:
     from cxrl.rl.plain import export_run
 
     export_run(args.run, args.out)
-    print(f"{args.out}: a StableDiffusionPipeline")
-    say(f"next: its README.md has the call for cxrl's pixels ({args.out / 'README.md'})")
+    print(f"{args.out}: a StableDiffusionPipeline; its README.md has the call for cxrl's pixels")
 
 
 if __name__ == "__main__":

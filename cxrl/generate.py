@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command, say
+from cxrl.command import hint, run_command
 from cxrl.errors import CxrlError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def parser() -> Parser:
         metavar="DIR",
         type=file_path,
         required=True,
-        help="where the files go, and images.csv, which lists them",
+        help="where the files go; with --prompts also policy.csv or anchor.csv, which lists them",
     )
     parser.add_argument("--grid", action="store_true", help="also write grid.png: reports across, seeds down")
     parser.add_argument(
@@ -80,12 +79,12 @@ def _generate(argv: Sequence[str]) -> None:
     if args.format == "dicom":
         import_pydicom()  # its absence is told before anything is drawn
     seeds = range(args.seed, args.seed + args.num_images)
-    drawings = draw_images(args.run, prompts, seeds=seeds, anchor=args.anchor)
+    numbered = args.prompts is not None
+    drawings = draw_images(args.run, prompts, seeds=seeds, anchor=args.anchor, numbered=numbered)
     for path in save_images(args.out, drawings, args.format, grid=args.grid):
         print(path, flush=True)
     if not args.anchor:
-        words = [word for word in argv if word not in ("--grid",)]
-        say(f"next: {shlex.join(['cxrl', 'generate', *words, '--anchor'])}")
+        hint("cxrl", "generate", *argv, "--anchor")
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxrl.command import run_command
+from cxrl.command import hint, run_command
 from cxrl.errors import CxrlError
 
 if TYPE_CHECKING:
@@ -86,6 +86,13 @@ def _inspect(argv: Sequence[str]) -> None:
         if unreadable:
             print(f"not on the sheet, cannot be read: {describe(unreadable)}")
         print(f"{args['out']}: films of {index.source}, not synthetic")
+    hint(
+        "cxrl",
+        "doctor",
+        "--data.source",
+        config.source,
+        *(["--data.root", config.root] if config.root else []),
+    )
 
 
 def summary(index: Index) -> str:

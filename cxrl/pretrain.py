@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command
+from cxrl.command import hint, run_command
 from cxrl.errors import CxrlError, unknown_name
 
 if TYPE_CHECKING:
@@ -118,6 +118,16 @@ def _train(args: argparse.Namespace, work_dir: Path) -> None:
             learning_rate=1e-5 if args.learning_rate is None else args.learning_rate,
             seed=args.seed,
         )
+        hint(
+            "cxrl",
+            "train",
+            "--model.path",
+            str(args.out),
+            "--data.source",
+            "table",
+            "--data.root",
+            str(args.table),
+        )
         return
     if args.preset == "posture":
         from cxrl.pretraining.posture import NUM_STEPS, pretrain_posture
@@ -131,6 +141,13 @@ def _train(args: argparse.Namespace, work_dir: Path) -> None:
         plan = dataclasses.replace(PhantomPlan() if args.preset == "phantom" else SMOKE, seed=args.seed)
         table = pretrain_phantom(plan, args.out, work_dir)
     print(json.dumps(table, indent=1))
+    if args.preset == "posture":
+        hint(
+            "cxrl", "train", "--preset", "mimic", "--rewards.posture", str(args.out), "--data.root", "FOLDER"
+        )
+    else:
+        paths = {"model.path": "pipeline", "rewards.path": "rewards", "eval.judges": "judges"}
+        hint("cxrl", "train", *(w for n, f in paths.items() for w in (f"--{n}", str(args.out / f))))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command
+from cxrl.command import hint, run_command
 from cxrl.errors import CxrlError
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ def _report(argv: Sequence[str]) -> None:
     check_runs(runs)
     write_text(out, runs_page(runs), private=any(is_restricted(run) for run in runs))
     print(out)
+    hint(
+        "cxrl",
+        "generate",
+        "--run",
+        str(runs[0]),
+        "--prompt",
+        "Small left pleural effusion.",
+        "--out",
+        "images",
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command, say
+from cxrl.command import hint, run_command, say
 
 if TYPE_CHECKING:
     from cxrl.arguments import Parser
@@ -61,7 +61,7 @@ def _train(argv: Sequence[str]) -> None:
     if not progress.silent:
         say(f"\n{summary_table(summary)}")
         say(f"\n{options.run_dir}/samples shows anchor above policy")
-        say(f"next: {shlex.join(['cxrl', 'report', run_dir])}")
+        hint("cxrl", "report", run_dir)
 
 
 if __name__ == "__main__":

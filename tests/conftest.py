@@ -274,3 +274,9 @@ def make_image_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return write_image_text(tmp_path_factory.mktemp("models") / kind, kind, seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_run() -> Any:
+    """``tests/output/run_files.py``: a run directory by hand."""
+    return helper_module("output/run_files.py").write_run

@@ -247,7 +247,7 @@ def test_a_stopped_training_says_how_to_go_on(tmp_path, capsys, monkeypatch, sto
     run = tmp_path / "a run's $HOME"
     assert train(["--preset", "smoke", "--run-dir", str(run)]) == status
     line = capsys.readouterr().err
-    assert line.startswith(f"{word}; go on with: python -m cxrl.train --run-dir '")
+    assert line.startswith(f"{word}; go on with: cxrl train --run-dir '")
     assert line.count("\n") == 1
     # What a shell makes of the advice is what the command takes.
     words = shlex.split(line.partition(": ")[2])

@@ -99,8 +99,12 @@ def test_a_run_leaves_exactly_what_is_promised(finished, capsys):
     assert {p.name for p in finished.iterdir()} == {
         ".cxrl-run.json",
         "config.yaml",
+        "provenance.json",
+        "bounds.json",
         "metrics.jsonl",
         "summary.json",
+        "scores.csv",
+        "gallery.safetensors",
         "checkpoints",
         "adapter",
         "samples",
@@ -352,7 +356,7 @@ def test_ctrl_c_says_how_to_go_on(argv, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("cxrl.rl.update.Updater.update", interrupt)
     assert train([*argv, "--run-dir", str(tmp_path / "r")]) == 130
     error = capsys.readouterr().err
-    assert error == f"interrupted; go on with: python -m cxrl.train --run-dir {tmp_path / 'r'} --resume\n"
+    assert error == f"interrupted; go on with: cxrl train --run-dir {tmp_path / 'r'} --resume\n"
 
 
 # Bad input: one clear line, a non-zero exit, nothing lost.
@@ -365,9 +369,9 @@ def test_a_run_directory_that_cannot_be_written(argv, tmp_path, capsys):
 
 def test_what_is_no_run(tmp_path, capsys):
     rest = ["--run", tmp_path, "--out", tmp_path / "o"]
-    fails(capsys, generate, [*rest, "--prompt", "lung"], f"{tmp_path} is not a run of cxrl.train")
-    fails(capsys, evaluate, rest, "is not a run of cxrl.train")
-    fails(capsys, report.main, rest, "is not a run of cxrl.train")
+    fails(capsys, generate, [*rest, "--prompt", "lung"], f"{tmp_path} is not a run of cxrl train")
+    fails(capsys, evaluate, rest, "is not a run of cxrl train")
+    fails(capsys, report.main, rest, "is not a run of cxrl train")
     assert list(tmp_path.iterdir()) == []
 
 

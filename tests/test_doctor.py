@@ -40,7 +40,7 @@ def test_a_preset_without_its_files(
     assert "28,382,012 bytes, SHA-256 23b13a04459684ffa41247d068207a7657b4e1b4dec2b02431f5026bd75b1189" in out
     assert f"and put it into {tmp_path}/xrv" in out
     assert "data.root MISSING: the data of mimic_cxr (give --data.root)" in out
-    assert "python -m cxrl.pretrain --preset posture" in out
+    assert "cxrl pretrain --preset posture" in out
     assert "memory, time not known before model.path is on this machine" in out
     assert captured.err.strip() == "error: missing for preset mimic: 8; see above"
 

@@ -117,7 +117,8 @@ def test_the_cache_is_used_and_rebuilt(tree: Any, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "phantom has no files"),
+        ([], "which data? openi is offline"),
+        (["--data.source", "phantom"], "phantom has no files"),
         (["--data.source", "mimic"], "did you mean mimic_cxr?"),
         (["--data.source", "mimic_cxr"], "data.root is empty, but data.source mimic_cxr needs it"),
         (

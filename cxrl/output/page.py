@@ -80,10 +80,15 @@ def runs_page(run_dirs: Sequence[Path]) -> str:
     style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     compared = comparison(sections) if len(sections) > 1 else None
     about = {"keys": KEYS, "style": style, "script": script, "compared": compared, "sections": sections}
-    room = LARGEST - _RESERVE - len(template.render(about).encode())
+    room = LARGEST - _RESERVE - len(_text(template.render(about)).encode())
     for section in sections:
         fill(section, room // len(sections))
-    return template.render(about) + "\n"
+    return _text(template.render(about)) + "\n"
+
+
+def _text(page: str) -> str:
+    """Without the halves of characters that JSON may hold and UTF-8 may not."""
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def make_section(data: RunData) -> Section:
@@ -216,7 +221,7 @@ def downloads(data: RunData) -> list[tuple[str, str]]:
     if data.scores:
         tables["scores.csv"] = path.read_text(encoding="utf-8")
     return [
-        (f"{data.name}-{name}", f"data:text/csv;charset=utf-8,{quote(text)}")
+        (f"{data.name}-{name}", f"data:text/csv;charset=utf-8,{quote(text, errors="replace")}")
         for name, text in tables.items()
         if text and len(text) < _LARGEST_TABLE
     ]

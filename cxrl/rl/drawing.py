@@ -36,7 +36,7 @@ class Drawing:
     Attributes:
         image: float32 [1, H, W] in [0, 1].
         seed: Of its x_T and step noise.
-        number: Of its report, from 1 on; 0 where there is but one.
+        number: Of its report, from 1 on; 0 where reports have none.
         prompt: The report.
         source: "policy" or "anchor".
         restricted: The run's data set may not be passed on.
@@ -56,7 +56,7 @@ class Drawing:
 
 
 def draw_images(
-    run_dir: Path, prompts: Sequence[str], *, seeds: Sequence[int], anchor: bool
+    run_dir: Path, prompts: Sequence[str], *, seeds: Sequence[int], anchor: bool, numbered: bool = False
 ) -> Iterator[Drawing]:
     """Images of reports, report after report, drawn as many at a time as the run's sampler takes.
 
@@ -65,6 +65,7 @@ def draw_images(
         prompts: The reports.
         seeds: One per image of a report.
         anchor: Draw with the anchor.
+        numbered: Name files by the report too.
 
     Raises:
         CxrlError: A report is empty or longer than the text encoder reads; there is no run.
@@ -75,8 +76,9 @@ def draw_images(
     each = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     images = draw(policy, config.sampler, prompts, seeds=seeds, anchor=anchor)
     for (number, seed), image in zip(each, images, strict=True):
-        shown = number + 1 if len(prompts) > 1 else 0
-        yield Drawing(image, seed, shown, prompts[number], source, config.data.is_restricted)
+        yield Drawing(
+            image, seed, number + 1 if numbered else 0, prompts[number], source, config.data.is_restricted
+        )
 
 
 def check_prompts(policy: Policy, prompts: Sequence[str]) -> None:
@@ -116,8 +118,8 @@ def draw(
 def save_images(
     out: Path, drawings: Iterable[Drawing], file_format: str = "png", *, grid: bool = False
 ) -> Iterator[Path]:
-    """Write every image as it comes, a line of ``SOURCE.csv`` for each, and at the end ``grid.png``; each
-    file says that it is synthetic.
+    """Write every image as it comes, of numbered reports a line of ``SOURCE.csv`` for each, and at the end
+    ``grid.png``; each picture says that it is synthetic.
 
     With restricted data the files are their owner's alone and do not hold the prompt, which may quote it.
 
@@ -131,8 +133,8 @@ def save_images(
             prompt = "" if drawing.restricted else drawing.prompt
             path = out / f"{drawing.name}{FORMATS[file_format]}"
             with owner_only(drawing.restricted):
-                if lines is None:
-                    out.mkdir(parents=True, exist_ok=True)
+                out.mkdir(parents=True, exist_ok=True)
+                if lines is None and drawing.number:
                     lines = _open_list(out / f"{drawing.source}.csv")
                 if series is None:
                     extra = {"Source": drawing.source}
@@ -147,7 +149,8 @@ def save_images(
                         source=drawing.source,
                         prompt=prompt,
                     )
-                _add_line(lines, [path.name, drawing.source, drawing.seed, drawing.number, prompt])
+                if lines is not None:
+                    _add_line(lines, [path.name, drawing.source, drawing.seed, drawing.number, prompt])
             if grid:
                 kept.add(drawing)
             yield path

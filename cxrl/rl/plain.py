@@ -31,7 +31,7 @@ def export_run(run_dir: Path, out: Path) -> None:
     """Write the policy of a run, with its averaged weights, for plain diffusers.
 
     Args:
-        run_dir: A run of ``cxrl.train``.
+        run_dir: A run of ``cxrl train``.
         out: A folder that is not there or empty; it appears whole or not at all.
 
     Raises:

@@ -91,7 +91,7 @@ class ModelChoice:
 
     @property
     def kind(self) -> str:
-        """ "scorer" (safetensors of cxrl.pretrain), "xrv" (a name of the release) or "transformers".
+        """ "scorer" (safetensors of cxrl pretrain), "xrv" (a name of the release) or "transformers".
 
         Raises:
             CxrlError: The value is none of what the task allows.
@@ -200,7 +200,7 @@ class ModelChoice:
             preset = "posture" if self.task == "posture" and self.value else "phantom"
             note = f"`cxrl pretrain --preset {preset}` makes one"
             return RequiredFile(
-                self.option, "a model of cxrl.pretrain", path, path.is_file(), sha256=self.sha256, note=note
+                self.option, "a model of cxrl pretrain", path, path.is_file(), sha256=self.sha256, note=note
             )
         folder, present = path if path.is_dir() else None, self.model_folder is not None
         note = f"`hf download {self.value}`; its page on the hub states licence and credential"

@@ -62,7 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_directory_holds_exactly_what_is_promised(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == {
-        *(".cxrl-run.json", "config.yaml", "metrics.jsonl", "summary.json"),
+        *(".cxrl-run.json", "config.yaml", "provenance.json", "bounds.json", "metrics.jsonl", "summary.json"),
+        *("scores.csv", "gallery.safetensors"),
         *("checkpoints", "adapter", "samples", "logs"),
     }
     assert {p.name for p in (run / "adapter").iterdir()} == {

@@ -25,7 +25,7 @@ from cxrl.models.base import load_base
 from cxrl.models.base_files import load_tokenizer
 from cxrl.models.loading import check_network
 from cxrl.models.policy import Policy
-from cxrl.output.page import run_page
+from cxrl.output.page import runs_page
 from cxrl.rl.trainer import Trainer
 from cxrl.scorers.phantom_network import Scorer, ScorerConfig, load_scorer, save_scorer
 from cxrl.storage.checkpoint import checkpoints, load_checkpoint
@@ -155,10 +155,13 @@ def run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.jsonl", "summary.json", "bounds.json", "provenance.json", "scores.csv", "gallery.safetensors"],
+)
 def test_the_report_of_a_damaged_run(run: Path, name: str) -> None:
     path = run / name
-    assert survive(path, lambda: run_page(run), random.Random(f"report {name}"), 300) > 30
+    assert survive(path, lambda: runs_page([run]), random.Random(f"report {name}"), 300) > 30
 
 
 def test_damaged_checkpoints(run: Path) -> None:

@@ -1,11 +1,28 @@
-import io
+"""The terminal: a history that fits, bars that move, plain lines into a pipe, and the final table."""
 
+from __future__ import annotations
+
+import io
+import re
+import time
+from typing import Any
+
+import pyte
 import pytest
 
-from cxrl.output.terminal import TerminalProgress, duration, epoch_lines, summary_table
+from cxrl.command import set_level
+from cxrl.metrics.names import KEYS
+from cxrl.output.terminal import TerminalProgress, duration, epoch_row, memory_text, score, summary_table
 
 
-def record(epoch, **extra):
+@pytest.fixture(autouse=True)
+def level() -> Any:
+    set_level("info")
+    yield
+    set_level("info")
+
+
+def record(epoch: int, **extra: Any) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "eta_seconds": 221.0,
@@ -16,102 +33,163 @@ def record(epoch, **extra):
         "clip_fraction": 0.124,
         "kl": 0.00123,
         "diversity": 0.2812,
+        "seconds": {"rollout": 1.25},
         **extra,
     }
 
 
 class Terminal(io.StringIO):
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
-def screen(text):
-    """What a terminal shows after the text, understanding the two sequences that are used."""
-    rows, y = [""], 0
-    position = 0
-    while position < len(text):
-        if text.startswith("\x1b[", position):
-            end = next(i for i in range(position + 2, len(text)) if text[i].isalpha())
-            number, code = text[position + 2 : end], text[end]
-            if code == "A":
-                y -= int(number)
-            else:
-                assert (code, number) == ("J", "")
-                rows = [*rows[:y], ""]
-            position = end + 1
-        elif text[position] == "\n":
-            y += 1
-            if y == len(rows):
-                rows.append("")
-            position += 1
-        else:
-            rows[y] += text[position]
-            position += 1
-    return rows[:-1]
+def screen(stream: io.StringIO, columns: int = 80) -> list[str]:
+    """What a terminal shows."""
+    shown = pyte.Screen(columns, 60)
+    pyte.Stream(shown).feed(stream.getvalue().replace("\n", "\r\n"))
+    return [line.rstrip() for line in shown.display if line.strip()]
 
 
-def test_an_epoch_tells_everything():
-    progress, health = epoch_lines(record(11), 60)
-    assert progress == (
-        "epoch 12/60  eta 3:41  posture -0.412 (win 56%)  diagnosis 0.931 (win 50%)  "
-        "consistency 0.300 (win 61%)"
-    )
-    assert health == "ratio 1.000000 (off 2e-07)  clip 12%  kl 1.2e-03  diversity 0.281"
-
-
-def test_without_an_anchor_there_is_no_win_rate():
-    assert "win" not in epoch_lines(record(0, win_rate={}), 60)[0]
-
-
-def test_a_pipe_gets_a_line_an_epoch():
-    stream = io.StringIO()
-    progress = TerminalProgress(3, stream)
-    progress.message("judging the anchor")
+def told(progress: TerminalProgress) -> None:
+    """A short run."""
+    scores = dict.fromkeys(KEYS, 0.5)
+    with progress.stage("drawing anchor", 20):
+        progress.advance(20)
+    progress.evaluation(0, {"anchor": scores, "real": scores | {"fid": 12345.0, "diversity": None}})
     for epoch in range(3):
+        with progress.stage("rollout", 10):
+            progress.advance(10)
+        if epoch == 1:
+            progress.evaluation(2, {"eval": scores})
         progress.epoch(record(epoch))
+        progress.checkpoint("checkpoints/step-000002")  # type: ignore[arg-type]
+    progress.message("warning: diversity")
+    progress.close()
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def set_columns(columns: int) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("LINES", "60")
+        monkeypatch.setenv("TERM", "xterm")
+
+    return set_columns
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    stream = io.StringIO()
+    told(TerminalProgress(3, stream))
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "judging the anchor"
-    assert [line[:9] for line in lines[1:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    assert all("diversity 0.281" in line for line in lines[1:])
     assert "\x1b" not in stream.getvalue()
+    assert lines[0] == "drawing anchor: 20 rows"
+    assert lines[1].split() == ["judges", *KEYS]
+    assert lines[2].split() == ["anchor", *["0.500"] * 6]
+    assert lines[3].split() == ["real", "films", *["0.500"] * 3, "1.23e+04", "0.500", "-"]
+    assert [line.split()[0] for line in lines if re.match(r" *\d/3", line)] == ["1/3", "2/3", "3/3"]
+    header = next(line for line in lines if line.startswith("epoch"))
+    assert header.split() == [
+        *(
+            "epoch",
+            "posture",
+            "win",
+            "diagnosis",
+            "win",
+            "consistency",
+            "win",
+            "diversity",
+            "clip",
+            "eta",
+            "kl",
+        ),
+        *("ratio", "off"),
+    ]
+    row = next(line for line in lines if "1/3" in line)
+    assert row.split() == [
+        *("1/3", "-0.412", "56%", "0.931", "50%", "0.300", "61%", "0.281", "12%", "3:41", "1e-03", "2e-07")
+    ]
+    assert len({len(line) for line in lines if re.match(r" *\d/3|epoch", line)}) == 1, "columns are aligned"
+    assert lines.count(header) == 2, "again after the judges have spoken"
+    assert lines[-1] == "warning: diversity"
 
 
-def test_a_terminal_keeps_messages_and_redraws_the_epoch(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_no_line_of_a_terminal_wraps(wide: Any, columns: int) -> None:
+    wide(columns)
+    stream = Terminal()
+    told(TerminalProgress(3, stream))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n")
+    assert max(map(len, text.splitlines())) <= columns
+    shown = screen(stream, columns)
+    assert [line.split()[0] for line in shown if re.match(r" *\d/3", line)] == ["1/3", "2/3", "3/3"]
+    assert shown[-1] == "warning: diversity"
+    assert not [line for line in shown if "━" in line], "bars go when it is over"
+    assert any("ratio off" in line for line in shown) == (columns > 80)
+
+
+def test_bars_tell_how_far_and_how_fast(wide: Any) -> None:
+    wide(80)
     stream = Terminal()
     progress = TerminalProgress(3, stream)
-    progress.message("judging the anchor")
-    progress.epoch(record(0))
-    progress.epoch(record(1))
-    progress.message("warning: diversity")
-    progress.epoch(record(2))
+    with progress.stage("rollout", 1000):
+        progress.advance(250)
+        time.sleep(0.6)  # redrawn four times a second, by a thread
+        shown = screen(stream)
+        progress.epoch(record(0))
+        time.sleep(0.6)
+    after = screen(stream)
     progress.close()
-    progress.message("done")
-    shown = screen(stream.getvalue())
-    assert shown[:2] == ["judging the anchor", "warning: diversity"]
-    assert shown[2].startswith("epoch 3/3  eta 3:41  posture -0.412")
-    assert shown[3].startswith("ratio 1.000000")
-    assert shown[4] == "done"
-    assert len(shown) == 5
-    assert max(len(row) for row in shown) == 79, "a wrapped line would break the redrawing"
+    epochs, stage = shown[-2:]
+    assert re.fullmatch(r"epochs +━+ 0/3  0:0\d  eta \?  \d+\.\d GiB", epochs)
+    assert re.fullmatch(r"rollout .*━ 250/1,000  [\d,]+/s  0:0\d  eta \d:\d\d", stage)
+    assert re.search(r"1/3  0:0\d  eta 3:41", after[-2])
+    assert after[-3].split()[0] == "1/3"
 
 
-def test_the_judges_scores_stay():
-    values = dict.fromkeys(("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity"), 0.5)
-    stream = io.StringIO()
-    TerminalProgress(3, stream).epoch(record(1, eval=values | {"fid": 12345.0}))
-    assert stream.getvalue().startswith(
-        "judges after epoch 2: posture 0.500  auroc 0.500  consistency 0.500  fid 1.23e+04"
-    )
-
-
-def test_only_the_first_process_speaks(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    stream = io.StringIO()
+def test_nothing_stands_still_while_nothing_is_told(wide: Any) -> None:
+    wide(80)
+    stream = Terminal()
     progress = TerminalProgress(3, stream)
-    progress.epoch(record(0))
-    progress.message("hello")
+    with progress.stage("loading", 0):
+        before = len(stream.getvalue())
+        time.sleep(1.0)
+        assert len(stream.getvalue()) > before, "no second without a change"
+    progress.close()
+
+
+def test_quiet_leaves_warnings() -> None:
+    for name, expected in (("warning", ["warning: diversity"]), ("error", [])):
+        set_level(name)
+        stream = Terminal()
+        told(TerminalProgress(3, stream))
+        assert stream.getvalue().splitlines() == expected
+    set_level("debug")
+    stream = io.StringIO()
+    told(TerminalProgress(3, stream))
+    assert "checkpoint checkpoints/step-000002" in stream.getvalue()
+    assert "rollout 1.25 s" in stream.getvalue()
+    set_level("info")
+
+
+def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    stream = Terminal()
+    told(TerminalProgress(3, stream))
     assert stream.getvalue() == ""
+
+
+def test_without_an_anchor_there_is_no_win_rate() -> None:
+    header, row = epoch_row(record(0, win_rate={}), 60)
+    assert "win" not in " ".join(header)
+    assert "%" not in row[1]
+    assert re.fullmatch(r"\d+\.\d GiB", memory_text())
+    assert [score(v) for v in (None, float("nan"), -0.5, 41.23, 12345.0)] == [
+        "-",
+        "-",
+        "-0.500",
+        "41.2",
+        "1.23e+04",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,33 +200,55 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def side(value, low, high):
-    keys = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
-    return dict.fromkeys(keys, value) | {"ci": {key: [low, high] for key in keys}}
+def side(value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return dict.fromkeys(KEYS, value) | {"ci": {key: [low, high] for key in KEYS}}
 
 
-def test_the_final_table():
-    summary = {
-        "anchor": side(-0.689, -0.72, -0.65) | {"ms_ssim": None},
-        "policy": side(-0.5, None, None),
-        "change": side(0.189, 0.15, 0.21),
-        "seed": 3,
-        "wall_seconds": 581.0,
-        "num_images": 256,
-        "judges": {"name": "phantom", "feature_dim": 128},
-    }
-    lines = summary_table(summary).splitlines()
-    assert lines[0].split() == ["anchor", "policy", "change", "[95", "%]"]
-    assert lines[1].split("  ")[0] == "posture"
-    assert "higher is better" in lines[1]
-    assert "-0.689 [-0.720, -0.650]" in lines[1]
-    assert "-0.500 " in lines[1]
-    assert lines[1].endswith("+0.189 [+0.150, +0.210]")
-    assert "lower is better" in lines[4]
-    assert "undefined" in lines[5]
-    assert lines[-1] == "256 images a side; judges 'phantom', fid on 128 of their features; seed 3; 9:41"
-    assert len({line.index("-0.500") for line in lines[1:-1]}) == 1, "columns are aligned"
-    kept = summary_table(summary | {"epochs": 24, "kept_epoch": 16})
-    assert kept.endswith("; 9:41; weights of epoch 16 of 24, the last within limits")
-    assert summary_table(summary | {"epochs": 24}) == "\n".join(lines), "a summary from before it was noted"
-    assert summary_table(summary | {"epochs": 24, "kept_epoch": 24}) == "\n".join(lines)
+SUMMARY = {
+    "anchor": side(-0.689, -0.72, -0.65) | {"ms_ssim": None},
+    "policy": side(-0.5, None, None),
+    "real": side(-0.2, None, None) | {"fid": None},
+    "change": side(0.189, 0.15, 0.21),
+    "gap": side(0.39, 0.3, 0.5) | {"fid": None},
+    "seed": 3,
+    "wall_seconds": 581.0,
+    "num_images": 256,
+    "judges": {"name": "phantom", "feature_dim": 128, "real_films": "256 films of the phantom"},
+    "epochs": 24,
+    "kept_epoch": 16,
+}
+
+
+def test_the_final_table_fits_and_has_real_films() -> None:
+    lines = summary_table(SUMMARY).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["anchor", "policy", "real", "films", "change", "[95", "%]", "gap", "closed"]
+    assert lines[1].split() == [
+        "posture",
+        "↑",
+        "-0.689",
+        "-0.500",
+        "-0.200",
+        "+0.189",
+        "[+0.150,",
+        "+0.210]",
+        "39%",
+    ]
+    assert [line.split()[1] for line in lines[1:7]] == ["↑", "↑", "↑", "↓", "→", "→"]
+    assert lines[4].split()[4] == "-", "no Fréchet distance of real films"
+    assert lines[5].split()[2] == "-"
+    text = " ".join(lines[7:])
+    assert "images      256 a side; seed 3; 9:41" in text
+    assert "phantom; fid on 128 of their features" in text
+    assert "256 films of the phantom" in text
+    assert "of epoch 16 of 24, the last within limits" in text
+
+
+def test_the_judges_that_judged_are_named() -> None:
+    judges = {"name": "phantom", "posture": "pspnet", "diagnosis": "densenet121-res224-chex"}
+    judges |= {"consistency": "google/medsiglip-448", "feature_dim": None, "no_fid": "no films"}
+    told = summary_table(SUMMARY | {"judges": judges, "real": None, "gap": None})
+    flat = " ".join(told.split())
+    assert "judges pspnet, densenet121-res224-chex, google/medsiglip-448; no fid (no films)" in flat
+    assert "phantom" not in told
+    assert "diversity ↑" in told, "nothing is known of real films"

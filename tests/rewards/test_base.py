@@ -90,7 +90,7 @@ def test_an_unknown_reward_gets_the_nearest_name(
 
 @pytest.mark.parametrize("name", base.BUILT_IN)
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CxrlError, match=rf"missing .*{name}\.safetensors \(`python -m cxrl.pretrain"):
+    with pytest.raises(CxrlError, match=rf"missing .*{name}\.safetensors \(`cxrl pretrain"):
         build_rewards((name,), str(tmp_path))
 
 

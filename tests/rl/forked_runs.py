@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+import cxrl.rl.scoring as scoring_module
 import cxrl.rl.trainer as trainer_module
 import cxrl.storage.checkpoint as checkpoint
 from cxrl.command import run_command
@@ -93,7 +94,7 @@ MOMENTS = {
     "within_the_third_epoch": lambda: die_before(Updater, "_step", 6),
     "in_a_metrics_line": die_in_the_middle_of_a_line,
     "while_saving_the_adapter": lambda: die_before(trainer_module, "save_adapter", 1),
-    "before_the_summary": lambda: die_before(trainer_module, "write_json", 1),
+    "before_the_summary": lambda: die_before(trainer_module, "write_json", 2),
 }
 
 
@@ -172,7 +173,7 @@ PAIRS: list[tuple[str, tuple[Any, Any], dict[str, Any]]] = [
     ("two_accumulating", NOTHING, {"optim": {"gradient_accumulation": 2, "micro_batch_size": 1}}),
     ("two_in_bfloat16", NOTHING, {"model": {"dtype": "bfloat16"}, "optim": {"on_ratio_mismatch": "warn"}}),
     ("one_killed", (NOTHING[0], lambda: die_before(Updater, "_step", 5)), {}),
-    ("one_refuses", (NOTHING[0], lambda: die_before(trainer_module, "score_all", 5, refuse)), {}),
+    ("one_refuses", (NOTHING[0], lambda: die_before(scoring_module, "score_all", 7, refuse)), {}),
     ("main_refuses", (lambda: die_before(checkpoint, "write_tensors", 8, fill_the_disk), NOTHING[1]), {}),
     ("one_disagrees", (NOTHING[0], disagree), {}),
     (

@@ -101,7 +101,7 @@ def test_every_choice_runs_is_finite_and_moves(
     config = make_config(train={"num_epochs": 2, "eval_every": 0}, **changes)
     recorder = Recorder()
     Trainer(config, tmp_path / "run", progress=recorder, **fakes).run()
-    numbers = [v for record in recorder.records for v in flat(record).values()]
+    numbers = [v for record in recorder.records for v in flat(record).values() if isinstance(v, int | float)]
     assert torch.tensor(numbers, dtype=torch.float64).isfinite().all()
     assert all(r["ratio_max_dev"] < 1e-5 and r["loss"] != 0 for r in recorder.records)
     policy = load_policy(tmp_path / "run")
@@ -128,8 +128,12 @@ def test_the_run_directory(make_config: Make, fakes: dict[str, Any], tmp_path: P
     assert {p.name for p in run.iterdir()} == {
         ".cxrl-run.json",
         "config.yaml",
+        "provenance.json",
+        "bounds.json",
         "metrics.jsonl",
         "summary.json",
+        "scores.csv",
+        "gallery.safetensors",
         *folders,
     }
     assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-000004", "step-000006"]
@@ -198,7 +202,7 @@ def test_a_bad_reward_stops_the_run_and_the_checkpoint_stays(
     make_config: Make, fakes: dict[str, Any], tmp_path: Path, wrong: Any, message: str
 ) -> None:
     config = make_config(comparison={"form": "direct"})
-    fakes["rewards"]["posture"] = Spoiled(wrong, 2)
+    fakes["rewards"]["posture"] = Spoiled(wrong, 3)  # the anchor, the first epoch, the second
     with pytest.raises(CxrlError, match=message):
         Trainer(config, tmp_path / "run", **fakes).run()
     saved = checkpoints(tmp_path / "run" / "checkpoints")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch
+from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.rollout import Sampler
 from cxrl.rl.seeding import generator
 from cxrl.rl.trainer import Trainer
@@ -59,6 +60,17 @@ class Watch:
             return update(updater, rollout, advantages, *args, **kwargs)
 
         monkeypatch.setattr(Updater, "update", spy)
+        self.judging = False
+        judge = Evaluator._judge
+
+        def judging(evaluator: Evaluator, *args: Any) -> Any:
+            self.judging = True
+            try:
+                return judge(evaluator, *args)
+            finally:
+                self.judging = False
+
+        monkeypatch.setattr(Evaluator, "_judge", judging)
         for name, reward in fakes["rewards"].items():
             monkeypatch.setattr(reward, "score", self._reward_spy(name, reward.score))
 
@@ -86,6 +98,8 @@ class Watch:
     def _reward_spy(self, name: str, original: Any) -> Any:
         def spy(images: Tensor, batch: PromptBatch) -> Tensor:
             value = original(images, batch)
+            if self.judging:  # the rewards of judged images are shown, and decide nothing
+                return value
             if name == "posture":
                 self.scored.append({})
             self.scored[-1][name] = value.double()
@@ -173,7 +187,8 @@ def test_both_judged_sides_start_from_the_same_latents(
         for a, b in zip(drawing.noise, judged[0].noise, strict=True):
             assert torch.equal(a, b)
     assert [d.kind for d in watch.drawings if not d.averaged].count("rollout") == 2
-    assert trainer.parts.evaluator.anchor.values != trainer.parts.evaluator.evaluate()[0].values
+    evaluator = trainer.parts.evaluator
+    assert evaluator.anchor.evaluation.values != evaluator.evaluate().evaluation.values
 
 
 def compared(form: str, own: Tensor, bank: Tensor, unit: float, temperature: float) -> Tensor:

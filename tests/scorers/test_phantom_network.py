@@ -164,7 +164,7 @@ def test_a_damaged_tensor_is_named(task: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
-    with pytest.raises(CxrlError, match=r"s\.safetensors is missing; `python -m cxrl\.pretrain"):
+    with pytest.raises(CxrlError, match=r"s\.safetensors is missing; `cxrl pretrain"):
         load_scorer(path)
     save_scorer(scorer("posture"), path)
     whole = path.read_bytes()

@@ -74,7 +74,8 @@ def finished(path: Path) -> RunDir:
     """A directory with one of everything that a run writes."""
     run = claim(path)
     (path / layout.METRICS).write_text('{"epoch": 0}\n{"epoch": 1}\n')
-    (path / layout.SUMMARY).write_text('{"epochs": 2}')
+    for name in (layout.SUMMARY, layout.BOUNDS, layout.PROVENANCE, layout.SCORES, layout.GALLERY):
+        (path / name).write_text('{"epochs": 2}')
     (run.samples / layout.grid_name(2)).write_bytes(b"x")
     (run.samples / layout.grid_name(1, kept=True)).write_bytes(b"x")
     tensors = {name: {} for name in layout.CHECKPOINT_FILES if name.endswith(".safetensors")}

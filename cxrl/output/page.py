@@ -221,7 +221,7 @@ def downloads(data: RunData) -> list[tuple[str, str]]:
     if data.scores:
         tables["scores.csv"] = path.read_text(encoding="utf-8")
     return [
-        (f"{data.name}-{name}", f"data:text/csv;charset=utf-8,{quote(text, errors="replace")}")
+        (f"{data.name}-{name}", f"data:text/csv;charset=utf-8,{quote(text, errors='replace')}")
         for name, text in tables.items()
         if text and len(text) < _LARGEST_TABLE
     ]

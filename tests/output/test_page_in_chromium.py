@@ -77,6 +77,7 @@ def test_dark_and_light(browser: Any, page_file: Path) -> None:
 def test_the_gallery_is_filtered_and_the_epochs_slide(browser: Any, page_file: Path) -> None:
     page, told = opened(browser, page_file, 1280)
     cards = page.locator("#gallery-0 > .card:visible")
+    page.click("details.all > summary")
     assert cards.count() == 9
     page.select_option("select[data-gallery]", "Edema")
     assert cards.count() == 3
@@ -94,6 +95,7 @@ def test_the_gallery_is_filtered_and_the_epochs_slide(browser: Any, page_file: P
 
 def test_without_scripts_everything_is_there(browser: Any, page_file: Path) -> None:
     page, _ = opened(browser, page_file, 390, script=False)
+    page.click("details.all > summary")
     assert page.locator("#gallery-0 > .card:visible").count() == 9
     assert page.locator("#slides-0 figure:visible").count() == 2
     assert page.locator("select:visible, input:visible, button:visible").count() == 0

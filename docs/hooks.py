@@ -1,8 +1,8 @@
-"""What mkdocs does beyond its plugins: pages that are made of the code, and names in docstrings that are links.
+"""What mkdocs does beyond its plugins: pages made of the code, and names in docstrings that are links.
 
-    configuration.md    gets the tables of every option in place of its marker
-    tour.md             is the notebook tour.ipynb, without outputs
-    :func:`cxrl.x.y`    in a docstring becomes a link where the page has that name, and code elsewhere
+configuration.md    gets the tables of every option in place of its marker
+tour.md             is the notebook tour.ipynb, without outputs
+:func:`cxrl.x.y`    in a docstring becomes a link where the page has that name, and code elsewhere
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def _row(field: Field[Any], name: str, tp: Any, of_presets: dict[str, Any]) -> s
     limits = allowed(field.metadata) or kind
     unit = field.metadata["unit"]
     needs = "".join(f"<br>*needs {_cell(need.words)}*" for need in field.metadata["only_if"])
-    return f"| `{name}` | {default} | {limits}{f' {unit}' if unit else ''} | {_cell(field.metadata['reason'])}{needs} |"
+    why = f"{_cell(field.metadata['reason'])}{needs}"
+    return f"| `{name}` | {default} | {limits}{f' {unit}' if unit else ''} | {why} |"
 
 
 def _cell(text: str) -> str:

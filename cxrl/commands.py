@@ -8,6 +8,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("cxrl.generate", "draw images of reports by a run's policy or its anchor"),
     "evaluate": ("cxrl.evaluate", "judge a run again by models that gave no reward"),
     "export": ("cxrl.export", "write a run's policy as a pipeline for plain diffusers"),
+    "push": ("cxrl.push", "upload a run's adapter with its model card; never of restricted data"),
     "doctor": ("cxrl.doctor", "what a configuration needs, what is there, what a run will cost"),
     "inspect": ("cxrl.inspect_data", "count a data set, say what is dropped and why, show films"),
     "pretrain": ("cxrl.pretrain", "make what ships, a posture reward, or fine-tune a base on a table"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cxrl.command import run_command
 
 if TYPE_CHECKING:
+    import argparse
+
     from cxrl.arguments import Parser
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -38,6 +39,7 @@ def _completion(argv: Sequence[str]) -> None:
 
 def _all_commands() -> argparse.ArgumentParser:
     """One parser with every command below it, and the words that each option takes."""
+    import argparse
     import importlib
 
     import shtab

@@ -327,7 +327,7 @@ def test_report_is_one_page_with_everything(finished, tmp_path, capsys):
     assert page.count('class="sheet"') == len(list((finished / "samples").glob("*.png")))
     assert "Not for diagnosis" in page
     assert "do not pass this page on" not in page
-    assert "images a side" in page
+    assert "8 a side" in page
     assert report.main(["--run", str(finished)]) == 0
     assert (finished.parent / "smoke-report.html").is_file()
 

@@ -3,6 +3,7 @@
     pytorch_lora_weights.safetensors   ``pipe.load_lora_weights(folder)``
     unet.safetensors                   in its place with policy.train full
     ace.safetensors                    one tensor ``ace`` [n, D] to append to ``prompt_embeds``
+    README.md                          a model card
     adapter.json                       what they belong to, how they were sampled, size and SHA-256 of each
 
 The description is deleted first and written last: a folder without one is no adapter.
@@ -21,22 +22,25 @@ from torch import Tensor
 
 from cxrl.errors import CxrlError
 from cxrl.models.policy import ACE, Policy
-from cxrl.storage.layout import ACE_FILE, ADAPTER_FILE, ADAPTER_FILES, LORA_FILE, UNET_FILE
+from cxrl.storage.layout import ACE_FILE, ADAPTER_FILE, ADAPTER_FILES, CARD_FILE, LORA_FILE, UNET_FILE
 from cxrl.storage.reading import check_files, describe_file, read_json, read_tensors
 from cxrl.storage.run_dir import remove_adapter
-from cxrl.storage.writing import replacing, write_json, write_tensors
+from cxrl.storage.writing import replacing, write_json, write_tensors, write_text
 
 FORMAT = 2
 _HINT = "the checkpoint is intact: make room and use --resume"
 
 
-def save_adapter(policy: Policy, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+def save_adapter(
+    policy: Policy, folder: Path, about: Mapping[str, Any] | None = None, card: str = ""
+) -> None:
     """Write the averaged weights of a policy; other files of the folder stay.
 
     Args:
         policy: Its average.
         folder: The adapter's.
         about: What else ``adapter.json`` should say, JSON: epoch, sampler.
+        card: The text of its model card; none without.
 
     Raises:
         CxrlError: A file cannot be written; it is named.
@@ -49,6 +53,8 @@ def save_adapter(policy: Policy, folder: Path, about: Mapping[str, Any] | None =
             write_tensors(folder / UNET_FILE, policy.base.unet.state_dict(), hint=_HINT)
         if policy.ace is not None:
             write_tensors(folder / ACE_FILE, {ACE: policy.ace}, hint=_HINT)
+    if card:
+        write_text(folder / CARD_FILE, card, hint=_HINT)
     files = {name: describe_file(folder / name) for name in ADAPTER_FILES if (folder / name).exists()}
     content = {"format": FORMAT, **policy.describe(), **(about or {}), "files": files}
     write_json(folder / ADAPTER_FILE, {**content, "sha256": _digest(content)}, hint=_HINT)

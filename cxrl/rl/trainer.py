@@ -33,6 +33,7 @@ from cxrl.rl.epoch_prompts import epoch_prompts
 from cxrl.rl.epoch_record import epoch_record, flat_numbers
 from cxrl.rl.evaluation import Judged
 from cxrl.rl.image_files import save_judged
+from cxrl.rl.model_card import model_card
 from cxrl.rl.progress import Progress
 from cxrl.rl.records import Rollout
 from cxrl.rl.rollout import batch_noise
@@ -301,8 +302,9 @@ class Trainer:
         if self.engine.is_main:
             about = {**state.describe(), "step": self.parts.updater.num_steps, "sampler": sampler}
             about["models"] = dict(self.parts.digests)
+            card = model_card(self.config, result, self.parts.policy.fingerprint)
             with self._kept_weights():
-                save_adapter(self.parts.policy, self.run_dir.adapter, about)
+                save_adapter(self.parts.policy, self.run_dir.adapter, about, card)
             save_judged(self.run_dir.path, self.parts.evaluator, policy)
             write_json(self.run_dir.path / SUMMARY, result, hint="make room and use --resume")
         self.engine.wait()

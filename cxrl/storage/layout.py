@@ -36,8 +36,8 @@ CHECKPOINT_FILES = (
 )  # fmt: skip
 
 LORA_FILE, ACE_FILE, UNET_FILE = "pytorch_lora_weights.safetensors", "ace.safetensors", "unet.safetensors"
-ADAPTER_FILE = "adapter.json"
-ADAPTER_FILES = (LORA_FILE, ACE_FILE, UNET_FILE, ADAPTER_FILE)
+ADAPTER_FILE, CARD_FILE = "adapter.json", "README.md"
+ADAPTER_FILES = (LORA_FILE, ACE_FILE, UNET_FILE, CARD_FILE, ADAPTER_FILE)
 
 PARTIAL = ".partial-"
 """Prefix of a checkpoint that is being written or deleted."""

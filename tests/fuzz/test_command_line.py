@@ -32,6 +32,8 @@ VALID = {
     "doctor": ["--preset openi --model.path m", "--data.source prompts --data.root p.txt"],
     "generate": ["--run r --prompt text --out o --num-images 3 --seed 5 --anchor --format dicom"],
     "export": ["--run r --out new"],
+    "push": ["--run r --to a/b", "--run r --to a/b --private --yes"],
+    "completion": ["bash"],
     "evaluate": ["--run r --out o.json --num-images 16"],
     "report": ["--run r", "--run r --out page.html"],
     "inspect_data": ["--data.source openi --out s.png --num-films 5 --seed 1 --rebuild --model.path phantom"],
@@ -113,6 +115,8 @@ def commands(monkeypatch):
     for name, function in (
         ("generate", "_generate"),
         ("export", "_export"),
+        ("push", "_push"),
+        ("completion", "_completion"),
         ("evaluate", "_evaluate"),
         ("report", "_report"),
         ("inspect_data", "_inspect"),
@@ -131,7 +135,7 @@ def names_the_culprit(message: str, words: list[str]) -> bool:
         return True
     words = [part for word in words for part in (word, *word.split("=", 1))]
     quoted = [repr(word)[1:30].rstrip("'") or "''" for word in words]
-    return any(name in message for name in ("seed:", "preset", *quoted))
+    return any(name in message for name in ("seed:", "preset", "SHELL", *quoted))
 
 
 @pytest.mark.timeout(120)

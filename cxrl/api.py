@@ -100,7 +100,7 @@ class Run:
             anchor: Draw with the anchor.
 
         Returns:
-            float32 [P, S, 1, H, W] in [0, 1], on the CPU. Synthetic, not for diagnosis: say so where you save
+            float32 [P, S, 1, H, W] in [0, 1], on the CPU. Synthetic, not for diagnosis; say so where you save
             them (:func:`cxrl.images.png.save_png` does).
 
         Raises:

@@ -150,7 +150,7 @@ def score_all(
 
     Raises:
         CxrlError: A reward returns another shape, or a value that is not finite; the reward and the sample
-        are named.
+            are named.
     """
     columns = []
     for name, reward in rewards.items():

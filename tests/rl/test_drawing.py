@@ -1,0 +1,106 @@
+"""Reports to images: many at once, each by its report and seed alone, listed as they are written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cxrl.errors import CxrlError
+from cxrl.generate import main
+from cxrl.images.png import SYNTHETIC
+from cxrl.rl.drawing import Drawing, draw_images, save_images
+from cxrl.rl.trainer import Trainer
+
+REPORTS = ("left effusion", "heart enlarged", "no acute")
+
+
+@pytest.fixture
+def run(make_config: Any, fakes: dict[str, Any], tmp_path: Path) -> Path:
+    Trainer(make_config(train={"num_epochs": 1}), tmp_path / "run", **fakes).run()
+    return tmp_path / "run"
+
+
+def test_a_file_of_reports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "reports.txt"
+    prompts.write_text("\n\n".join(REPORTS) + "\n")
+    words = ["--run", str(run), "--prompts", str(prompts), "--num-images", "5", "--seed", "7", "--grid"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    names = [f"policy-{r:04d}-{s:06d}.png" for r in (1, 2, 3) for s in range(7, 12)]
+    assert told.out.splitlines() == [str(tmp_path / "out" / name) for name in (*names, "grid.png")]
+    assert told.err.startswith("next: cxrl generate --run ")
+    with (tmp_path / "out" / "policy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == names
+    assert [row["text"] for row in rows[::5]] == list(REPORTS)
+    assert {(row["source"], row["prompt"]) for row in rows} == {("policy", str(n)) for n in (1, 2, 3)}
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.text["Synthetic"] == SYNTHETIC  # type: ignore[attr-defined]
+        assert grid.width > 3 * 192
+        assert grid.height > 5 * 192
+    assert main([*words, "--out", str(tmp_path / "other"), "--anchor"]) == 0
+    assert (tmp_path / "other" / "anchor.csv").is_file()
+
+
+def test_an_image_depends_on_its_report_and_seed_alone(run: Path) -> None:
+    many = {
+        (d.number, d.seed): d.image
+        for d in draw_images(run, REPORTS, seeds=(3, 4), anchor=False, numbered=True)
+    }
+    (alone,) = draw_images(run, REPORTS[1:2], seeds=(4,), anchor=False)
+    assert (alone.number, alone.name) == (0, "policy-000004")
+    torch.testing.assert_close(alone.image, many[2, 4], atol=1e-5, rtol=0)
+    assert not torch.equal(many[1, 4], many[2, 4])
+    assert len({tuple(image.flatten().tolist()) for image in many.values()}) == 6
+
+
+def test_images_are_on_the_disk_before_the_next_is_drawn(tmp_path: Path) -> None:
+    def drawings() -> Iterator[Drawing]:
+        for number in (1, 2, 3):
+            yield Drawing(torch.rand(1, 8, 8), 0, number, "a report", "policy", restricted=False)
+            seen.append(
+                (len(list(tmp_path.glob("*.png"))), (tmp_path / "policy.csv").read_text().count("\n"))
+            )
+
+    seen: list[tuple[int, int]] = []
+    written = save_images(tmp_path, drawings())
+    next(written)
+    next(written)
+    assert seen == [(1, 2)], "streamed: nothing waits for the last"
+    list(written)
+    assert seen[-1] == (3, 4)
+
+
+def test_restricted_reports_are_in_no_file(tmp_path: Path) -> None:
+    drawings = [Drawing(torch.rand(1, 8, 8), 0, n, "secret words", "policy", restricted=True) for n in (1, 2)]
+    for path in (*save_images(tmp_path / "out", drawings, grid=True), tmp_path / "out" / "policy.csv"):
+        assert b"secret" not in path.read_bytes()
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_is_wrong_with_reports_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,text\n1,left effusion\n2,\n")
+    out = tmp_path / "out"
+    base = ["--run", str(run), "--out", str(out)]
+    for words, message in (
+        ([], "give either --prompt TEXT or --prompts FILE"),
+        (["--prompt", "a", "--prompts", str(table)], "give either --prompt TEXT or --prompts FILE"),
+        (["--prompts", str(table)], "has no report"),
+        (["--prompts", str(tmp_path / "none.csv")], "--prompts: cannot read"),
+    ):
+        assert main([*base, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    with pytest.raises(CxrlError, match=r"prompt 2 has \d+ tokens, the text encoder reads 16"):
+        list(draw_images(run, ["no acute", "heart " * 40], seeds=(0,), anchor=False))
+    assert not out.exists()

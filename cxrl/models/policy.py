@@ -44,6 +44,7 @@ class Policy:
         base.unet.set_attn_processor(PolicyAttention())
         self._adapters: list[Any] = []
         self._anchor_unet: nn.Module | None = None
+        self._ace_is_off = False
         self.trainable: dict[str, nn.Parameter] = {}
         if config.train == "lora":
             self._add_lora(seed)
@@ -118,7 +119,7 @@ class Policy:
             embeds = torch.cat([embeds, negative_embeds[None]])
             prompt_of = torch.cat([prompt_of, torch.full_like(prompt_of, len(prompt_embeds))])
         attention: dict[str, Any] = {"kv_index": prompt_of}
-        if self.ace is not None and not anchor:
+        if self.ace is not None and not (anchor or self._ace_is_off):
             attention["ace"] = self.ace.to(embeds.dtype)
         settings = {"cross_attention_kwargs": attention, "return_dict": False}
         with self._as_anchor() if anchor else contextlib.nullcontext(self.base.unet) as unet:
@@ -180,6 +181,15 @@ class Policy:
         finally:
             for name, p in self.trainable.items():
                 p.data = live[name]
+
+    @contextlib.contextmanager
+    def without_ace(self) -> Iterator[None]:
+        """Inside, the policy predicts without its tokens: what LoRA alone has learned beside them."""
+        self._ace_is_off = True
+        try:
+            yield
+        finally:
+            self._ace_is_off = False
 
     @contextlib.contextmanager
     def as_average(self, weights: dict[str, Tensor]) -> Iterator[None]:

@@ -24,7 +24,7 @@ from cxrl.rl.evaluation import Evaluator
 from cxrl.rl.progress import Progress
 from cxrl.rl.rollout import Sampler
 from cxrl.scorers.digests import changed, scorer_digests
-from cxrl.storage.checkpoint import checkpoints, load_checkpoint
+from cxrl.storage.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from cxrl.storage.layout import (
     ADAPTER,
     ADAPTER_FILE,
@@ -111,14 +111,40 @@ def load_policy(
         raise CxrlError(f"{folder}: its description misses or has an unknown {error}") from error
     check_fingerprint(fingerprint, base.fingerprint(), str(folder), base.path)
     policy = Policy(base, config)
-    if saved is None:
+    take_weights(policy, folder, saved)
+    return policy
+
+
+def take_weights(policy: Policy, folder: Path, saved: Checkpoint | None = None) -> None:
+    """Put the averaged weights of an adapter or of a checkpoint of the same run into a policy.
+
+    Args:
+        policy: Of that run.
+        folder: The adapter's or the checkpoint's.
+        saved: The checkpoint, where it has been read.
+
+    Raises:
+        CxrlError: A file is missing, damaged or another policy's.
+    """
+    if folder.name == ADAPTER:
         load_adapter(policy, folder)
-        return policy
+        return
+    saved = saved or load_checkpoint(folder, [EMA_FILE, GOOD_FILE])
     fell_back = saved.state.get("kept_epoch") != saved.state.get("epoch")
     name = GOOD_FILE if fell_back else EMA_FILE
     policy.load_weights(dict(saved.tensors[name]), str(folder / name))
     policy.ema = {name: p.detach().clone() for name, p in policy.trainable.items()}
-    return policy
+
+
+def saved_weights(run_dir: Path) -> dict[str, Path]:
+    """Name → folder of every set of weights that a run holds, the newest first."""
+    adapter, found = run_dir / ADAPTER, {}
+    if (adapter / ADAPTER_FILE).is_file():
+        found[f"result, epoch {read_description(adapter).get('kept_epoch')}"] = adapter
+    for path in reversed(checkpoints(run_dir / CHECKPOINTS)):
+        state = read_json(path / STATE_FILE)
+        found[f"checkpoint, epoch {field(state, 'epoch', int, str(path))}"] = path
+    return found
 
 
 def _newest(run_dir: Path) -> Path:

@@ -1,4 +1,4 @@
-"""scores.csv and gallery.safetensors: every judged image once, pictures of the right reports, no patient's film."""
+"""scores.csv and gallery.safetensors: each judged image, pictures of their reports, no patient's film."""
 
 from __future__ import annotations
 

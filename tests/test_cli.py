@@ -1,6 +1,7 @@
 """The command line without any training: parsing, help, and how errors are told."""
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -338,9 +339,19 @@ DOCUMENTED = [
 @pytest.mark.parametrize("command", DOCUMENTED)
 def test_the_command_lines_of_the_documentation_are_taken(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    (tmp_path / "runs" / "a" / "config.yaml").write_text(load_preset("phantom").to_yaml())
-    parse_train(shlex.split(command, comments=True))
+    words = shlex.split(command, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
+    for name, value in itertools.pairwise(words):
+        if name == "--run-dir" and "--resume" in words:
+            (tmp_path / value).mkdir(parents=True)
+            (tmp_path / value / "config.yaml").write_text(load_preset("phantom").to_yaml())
+        elif name == "--config":
+            (tmp_path / value).write_text("train: {num_epochs: 9}\n")
+    if "--help" in words:
+        with pytest.raises(SystemExit):
+            parse_train(words)
+    else:
+        parse_train(words)
 
 
 def test_the_documentation_has_command_lines():

@@ -114,6 +114,7 @@ def test_a_run_leaves_exactly_what_is_promised(finished, capsys):
         "pytorch_lora_weights.safetensors",
         "ace.safetensors",
         "adapter.json",
+        "README.md",
     }
     assert all(p.name.startswith("step-") for p in (finished / "checkpoints").iterdir())
     assert list((finished / "logs").rglob("events.out.tfevents.*"))

@@ -3,7 +3,7 @@
     pytorch_lora_weights.safetensors   ``pipe.load_lora_weights(folder)``
     unet.safetensors                   in its place with policy.train full
     ace.safetensors                    one tensor ``ace`` [n, D] to append to ``prompt_embeds``
-    README.md                          a model card
+    README.md                          a model card, which may be edited
     adapter.json                       what they belong to, how they were sampled, size and SHA-256 of each
 
 The description is deleted first and written last: a folder without one is no adapter.
@@ -53,7 +53,7 @@ def save_adapter(
             write_tensors(folder / UNET_FILE, policy.base.unet.state_dict(), hint=_HINT)
         if policy.ace is not None:
             write_tensors(folder / ACE_FILE, {ACE: policy.ace}, hint=_HINT)
-    if card:
+    if card and not (folder / CARD_FILE).exists():  # what is left there is somebody else's
         write_text(folder / CARD_FILE, card, hint=_HINT)
     files = {name: describe_file(folder / name) for name in ADAPTER_FILES if (folder / name).exists()}
     content = {"format": FORMAT, **policy.describe(), **(about or {}), "files": files}

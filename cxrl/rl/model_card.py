@@ -15,7 +15,7 @@ from cxrl.config import Config
 from cxrl.metrics.names import KEYS, LOWER_IS_BETTER, NEAR_TO_REAL
 from cxrl.models.base_files import local_folder
 from cxrl.shipped import PHANTOM
-from cxrl.storage.layout import ACE_FILE, LORA_FILE, UNET_FILE
+from cxrl.storage.layout import ACE_FILE, CARD_MARK, LORA_FILE, UNET_FILE
 from cxrl.version import __version__
 
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>|#"})
@@ -46,6 +46,7 @@ def model_card(config: Config, summary: Mapping[str, Any], fingerprint: Mapping[
         comparison=f"{config.comparison.form}, anchor {config.comparison.anchor}",
         epochs=f"{summary['kept_epoch']} of {summary['epochs']}",
         seed=config.seed,
+        mark=CARD_MARK,
         version=__version__,
         table=_table(summary),
         judged=_judged(summary),
@@ -162,7 +163,7 @@ wherever it is shown or stored. It was not validated clinically, and nothing was
 - Data: {data}
 - Rewards: {rewards}; comparison {comparison}
 - Epochs: weights of {epochs}; seed {seed}
-- Made by cxrl {version}
+{mark} {version}
 
 ## Judged by models that gave no reward
 

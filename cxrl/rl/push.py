@@ -10,6 +10,7 @@ from cxrl.errors import CxrlError, shown
 from cxrl.models.adapter import read_description
 from cxrl.presets import load_yaml
 from cxrl.storage.layout import ADAPTER, ADAPTER_FILE, CARD_FILE, CONFIG
+from cxrl.storage.run_dir import is_card
 
 
 def files_to_push(run_dir: Path) -> list[Path]:
@@ -31,10 +32,9 @@ def files_to_push(run_dir: Path) -> list[Path]:
     about = read_description(folder)
     if Path(str(about.get("base"))).is_absolute():
         warnings.warn(f"{ADAPTER_FILE} names the base by its path, {about['base']}", stacklevel=2)
-    names = [*about["files"], ADAPTER_FILE]
-    if CARD_FILE not in names:
-        raise CxrlError(f"{folder}: it has no model card ({CARD_FILE}); it was written by an older version")
-    return [folder / name for name in names]
+    if not is_card(folder / CARD_FILE):
+        raise CxrlError(f"{folder}: there is no model card of cxrl ({CARD_FILE}), which must go with it")
+    return [folder / name for name in (*about["files"], ADAPTER_FILE, CARD_FILE)]
 
 
 def push_run(run_dir: Path, repo: str, *, private: bool = False) -> str:

@@ -37,7 +37,9 @@ CHECKPOINT_FILES = (
 
 LORA_FILE, ACE_FILE, UNET_FILE = "pytorch_lora_weights.safetensors", "ace.safetensors", "unet.safetensors"
 ADAPTER_FILE, CARD_FILE = "adapter.json", "README.md"
-ADAPTER_FILES = (LORA_FILE, ACE_FILE, UNET_FILE, CARD_FILE, ADAPTER_FILE)
+ADAPTER_FILES = (LORA_FILE, ACE_FILE, UNET_FILE, ADAPTER_FILE)
+CARD_MARK = "- Made by cxrl"
+"""In every model card that is written: a README.md without it is somebody else's."""
 
 PARTIAL = ".partial-"
 """Prefix of a checkpoint that is being written or deleted."""

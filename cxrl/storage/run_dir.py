@@ -315,6 +315,16 @@ def remove_adapter(folder: Path) -> None:
     """
     for name in reversed(layout.ADAPTER_FILES):
         _delete(folder / name)
+    if is_card(folder / layout.CARD_FILE):
+        _delete(folder / layout.CARD_FILE)
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file is a model card that was written here, perhaps edited since."""
+    try:
+        return layout.CARD_MARK in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _delete(path: Path) -> None:

@@ -303,18 +303,3 @@ def test_it_is_one_file_that_takes_only_reports_and_rewards_from_cxrl() -> None:
     ours = {name for name in modules | names if name and name.split(".")[0].startswith("cxrl")}
     assert ours == {"cxrl", "cxrl.data.phantom.films", "cxrl.data.prompts", "cxrl.rewards.base"}
     assert re.findall(r"\bcxrl\.\w+", source.split("\nBASE")[1]) == ["cxrl.__file__"]  # where the base is
-
-
-def test_the_page_on_the_method_names_what_exists() -> None:
-    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in page.replace("\\|", "").splitlines() if line.startswith("| ")][1:]
-    assert len(rows) > 10
-    for _, example, package in rows:
-        names = {"": re.findall(r"`([\w.]+)`", example)}
-        for path, listed in re.findall(r"`(cxrl/[\w/]+\.py)`((?::? `[\w.]+`,?)*)", package):
-            names[path] = re.findall(r"`([\w.]+)`", listed)
-        assert len(names) > 1, package
-        for path, defined in names.items():
-            source = (ROOT / path if path else EXAMPLE).read_text(encoding="utf-8")
-            for name in ".".join(defined).split(".") if defined else ():
-                assert re.search(rf"^ *(?:def|class) {name}\b", source, re.M), (path, name)

@@ -67,7 +67,7 @@ def test_the_run_directory_holds_exactly_what_is_promised(run: Path) -> None:
         *("checkpoints", "adapter", "samples", "logs"),
     }
     assert {p.name for p in (run / "adapter").iterdir()} == {
-        *("pytorch_lora_weights.safetensors", "ace.safetensors", "adapter.json")
+        *("pytorch_lora_weights.safetensors", "ace.safetensors", "adapter.json", "README.md")
     }
     assert {p.suffix for p in (run / "checkpoints").rglob("*") if p.is_file()} <= {".safetensors", ".json"}
     assert any((run / "logs").rglob("events.out.tfevents.*"))

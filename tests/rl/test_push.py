@@ -97,8 +97,14 @@ def test_what_cannot_be_sent_is_told(run: Path, hub: type[Hub], monkeypatch: pyt
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CxrlError, match="HF_HUB_OFFLINE is set"):
         push_run(run, "me/mine")
-    (run / "adapter" / "README.md").write_text("changed")
-    with pytest.raises(CxrlError, match=r"README\.md: "):
+    card = run / "adapter" / "README.md"
+    card.write_text(card.read_text() + "Edited by its owner.\n")
+    assert card in files_to_push(run)
+    card.write_text("Another text")
+    with pytest.raises(CxrlError, match=r"there is no model card of cxrl \(README\.md\)"):
+        files_to_push(run)
+    (run / "adapter" / "ace.safetensors").write_text("changed")
+    with pytest.raises(CxrlError, match=r"ace\.safetensors: "):
         files_to_push(run)
     shutil.rmtree(run / "adapter")
     with pytest.raises(CxrlError, match="there is no adapter; the run has not finished"):

@@ -34,6 +34,10 @@ def outcome(run: Path) -> dict[str, Any]:
         "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
         "summary": {k: v for k, v in summary.items() if k not in TIMES},
         "samples": {f.name: f.read_bytes() for f in sorted(run.glob("samples/*.png"))},
+        "judged": {
+            name: (run / name).read_bytes() for name in ("bounds.json", "scores.csv", "gallery.safetensors")
+        },
+        "card": (run / "adapter" / "README.md").read_bytes(),
     }
 
 
@@ -163,8 +167,12 @@ def test_the_run_did_something(runs: tuple[Path, dict[str, Any]]) -> None:
     assert names == {
         ".cxrl-run.json",
         "config.yaml",
+        "provenance.json",
+        "bounds.json",
         "metrics.jsonl",
         "summary.json",
+        "scores.csv",
+        "gallery.safetensors",
         "checkpoints",
         "adapter",
         "samples",

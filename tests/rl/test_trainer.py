@@ -111,7 +111,7 @@ def test_every_choice_runs_is_finite_and_moves(
     trained = load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
     assert set(policy.trainable) == set(trained.tensors["weights.safetensors"])
     assert all(torch.equal(p, trained.tensors["ema.safetensors"][n]) for n, p in policy.trainable.items())
-    expected = {"adapter.json"} | {
+    expected = {"adapter.json", "README.md"} | {
         "lora": {"pytorch_lora_weights.safetensors"},
         "full": {"unet.safetensors"},
         "none": set(),

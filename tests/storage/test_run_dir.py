@@ -171,7 +171,7 @@ def test_overwriting_deletes_what_runs_write_and_nothing_else(tmp_path: Path) ->
         "checkpoints/notes.txt",
         "samples/epoch-1.png",
         "samples/epoch-000001.png.bak",
-        "adapter/README.md",
+        "adapter/README.md",  # not a card of ours
         "logs/train/hparams.yml",
         "logs/wandb/run.log",
     }

@@ -140,7 +140,8 @@ class _Numbers(TextColumn):
             words += [duration(elapsed), "eta ?" if eta is None else f"eta {duration(eta)}", memory_text()]
         else:
             words.append(f"{task.completed / elapsed:,.0f}/s" if elapsed else "")
-            words += [duration(elapsed), f"eta {duration(task.time_remaining or 0.0)}"]
+            eta = task.time_remaining
+            words += [duration(elapsed), "eta ?" if eta is None else f"eta {duration(eta)}"]
         return Text("  ".join(words))
 
 

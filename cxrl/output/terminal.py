@@ -140,8 +140,9 @@ class _Numbers(TextColumn):
             words += [duration(elapsed), "eta ?" if eta is None else f"eta {duration(eta)}", memory_text()]
         else:
             words.append(f"{task.completed / elapsed:,.0f}/s" if elapsed else "")
-            eta = task.time_remaining
-            words += [duration(elapsed), "eta ?" if eta is None else f"eta {duration(eta)}"]
+            done = task.completed
+            eta = duration(elapsed * (task.total - done) / done) if done else "?"
+            words += [duration(elapsed), f"eta {eta}"]
         return Text("  ".join(words))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cxrl.command import run_command
+from cxrl.command import hint, run_command
 
 if TYPE_CHECKING:
     from cxrl.arguments import Parser
@@ -46,6 +46,7 @@ def _sheet(argv: Sequence[str]) -> None:
 
     contact_sheet(args.out, seed=args.seed, size=args.size)
     print(f"{args.out}: synthetic phantom films, not for diagnosis")
+    hint("cxrl", "train")
 
 
 if __name__ == "__main__":

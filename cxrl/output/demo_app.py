@@ -38,8 +38,10 @@ _OUTSIDE = re.compile(
 
 
 def import_gradio() -> Any:
-    """Gradio, without its statistics. Raises CxrlError where it is not installed."""
+    """Gradio, without its statistics and without a proxy. Raises CxrlError where it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Gradio asks its own server whether it is there, and a proxy would not know.
+    os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY", ""), "127.0.0.1")))
     try:
         return importlib.import_module("gradio")
     except ImportError:
@@ -122,7 +124,7 @@ def build(playground: Playground, name: str, folder: Path) -> Any:
                 weights = gr.Dropdown(list(playground.weights), value=default.weights, label="Weights")
                 ace = gr.Checkbox(True, label="ACE, the learned tokens")
                 with gr.Accordion("Sampler", open=False):
-                    steps = gr.Slider(1, max(50, default.num_steps), default.num_steps, step=1, label="Steps")
+                    steps = gr.Slider(2, max(50, default.num_steps), default.num_steps, step=1, label="Steps")
                     guidance = gr.Slider(1.0, 10.0, default.guidance_scale, step=0.5, label="Guidance")
             with gr.Column(scale=3, min_width=300):
                 out = gr.HTML(f"<p class='cxrl-note'>{START}</p>", elem_id="out")
@@ -173,6 +175,7 @@ def start(
             prevent_thread_lock=True,
             quiet=True,
             show_error=True,
+            run_history=False,  # it would keep reports in the browser
             allowed_paths=[str(folder)],
             theme=theme,
             css=STYLE,

@@ -155,12 +155,15 @@ class Playground:
             CxrlError: A file cannot be written, or pydicom is not there.
         """
         prompt, paths = "" if self.restricted else wish.report, []
+        about = {"Weights": wish.weights, **({"Note": note} if (note := self.note(wish)) else {})}
         series = Series() if dicom else None
         with owner_only(self.restricted):
             for number, one in enumerate(shown, 1):
                 path = folder / f"{one.side}-{one.seed:06d}{'.dcm' if dicom else '.png'}"
                 if series is None:
-                    save_png(path, one.image, seed=one.seed, prompt=prompt, extra={"Source": one.side})
+                    save_png(
+                        path, one.image, seed=one.seed, prompt=prompt, extra={**about, "Source": one.side}
+                    )
                 else:
                     options = {"number": number, "seed": one.seed}
                     save_dicom(path, one.image, series, **options, source=one.side, prompt=prompt)

@@ -126,10 +126,13 @@ def take_weights(policy: Policy, folder: Path, saved: Checkpoint | None = None) 
     Raises:
         CxrlError: A file is missing, damaged or another policy's.
     """
-    if folder.name == ADAPTER:
+    if saved is None and folder.name != ADAPTER:
+        saved = load_checkpoint(folder, [EMA_FILE, GOOD_FILE])
+    about = read_description(folder) if saved is None else saved.policy
+    check_fingerprint(about.get("base_fingerprint"), policy.fingerprint, str(folder), policy.base.path)
+    if saved is None:
         load_adapter(policy, folder)
         return
-    saved = saved or load_checkpoint(folder, [EMA_FILE, GOOD_FILE])
     fell_back = saved.state.get("kept_epoch") != saved.state.get("epoch")
     name = GOOD_FILE if fell_back else EMA_FILE
     policy.load_weights(dict(saved.tensors[name]), str(folder / name))
@@ -137,14 +140,15 @@ def take_weights(policy: Policy, folder: Path, saved: Checkpoint | None = None) 
 
 
 def saved_weights(run_dir: Path) -> dict[str, Path]:
-    """Name → folder of every set of weights that a run holds, the newest first."""
+    """Name → folder of every set of weights that a run holds, first what :func:`load_policy` takes."""
     adapter, found = run_dir / ADAPTER, {}
     if (adapter / ADAPTER_FILE).is_file():
         found[f"result, epoch {read_description(adapter).get('kept_epoch')}"] = adapter
     for path in reversed(checkpoints(run_dir / CHECKPOINTS)):
         state = read_json(path / STATE_FILE)
         found[f"checkpoint, epoch {field(state, 'epoch', int, str(path))}"] = path
-    return found
+    first = _newest(run_dir)
+    return dict(sorted(found.items(), key=lambda item: item[1] != first))
 
 
 def _newest(run_dir: Path) -> Path:

@@ -20,6 +20,7 @@ from cxrl.errors import CxrlError
 from cxrl.images.png import SYNTHETIC
 from cxrl.models.policy import Policy
 from cxrl.output.playground import Playground, Wish
+from cxrl.rl.reopen import take_weights
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +82,14 @@ def test_weights_of_an_earlier_epoch(playground: Playground, wish: Callable[...,
         playground.draw(wish(weights="x"))
 
 
+def test_weights_of_another_base_are_refused(playground: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run that was made anew under an open page."""
+    monkeypatch.setattr(playground.policy, "fingerprint", {**playground.policy.fingerprint, "unet": "0" * 64})
+    for folder in playground.weights.values():
+        with pytest.raises(CxrlError, match="unet"):
+            take_weights(playground.policy, folder)
+
+
 def test_what_cannot_be_drawn_is_told(playground: Playground, wish: Callable[..., Wish]) -> None:
     for changes, words in (
         ({"report": "  "}, "the prompt is empty"),
@@ -103,6 +112,11 @@ def test_files_say_that_they_are_synthetic(
     with Image.open(png[0]) as image:
         assert image.text["Synthetic"] == SYNTHETIC  # type: ignore[attr-defined]
         assert image.text["Prompt"] == asked.report  # type: ignore[attr-defined]
+        assert image.text["Weights"] == asked.weights  # type: ignore[attr-defined]
+        assert "Note" not in image.text  # type: ignore[attr-defined]
+    (other,) = playground.save(shown[:1], wish(ace=False), tmp_path)
+    with Image.open(other) as image:
+        assert image.text["Note"] == "Not as it was trained: without ACE."  # type: ignore[attr-defined]
     dicom = pydicom.dcmread(playground.save(shown, asked, tmp_path, dicom=True)[1])
     assert dicom.SyntheticData == "YES"
     monkeypatch.setattr(playground, "restricted", True)

@@ -14,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
         return run_named(words[0], words[1:])
+    if len(words) > 1 and words[0] in ("-h", "--help"):
+        return run_named(words[1], ["--help", *words[2:]])
     return run_command(_about, words)
 
 

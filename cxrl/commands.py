@@ -14,6 +14,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("cxrl.inspect_data", "count a data set, say what is dropped and why, show films"),
     "pretrain": ("cxrl.pretrain", "make what ships, a posture reward, or fine-tune a base on a table"),
     "phantom": ("cxrl.data.phantom.__main__", "draw every finding of the phantom"),
-    "completion": ("cxrl.completion", "print the completion of a shell: bash, zsh or tcsh"),
+    "completion": ("cxrl.completion", "print the completion of a shell, bash or zsh"),
 }
 """Name → module and what it is for."""

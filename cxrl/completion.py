@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cxrl.arguments import Parser
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -280,3 +280,9 @@ def make_image_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def write_run() -> Any:
     """``tests/output/run_files.py``: a run directory by hand."""
     return helper_module("output/run_files.py").write_run
+
+
+@pytest.fixture(scope="session")
+def page_reader() -> Any:
+    """The module ``tests/output/page_reader.py``."""
+    return helper_module("output/page_reader.py")

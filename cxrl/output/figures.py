@@ -27,10 +27,12 @@ POSE_NAMES = {
     "ty": "shift down",
     "theta": "rotation (rad)",
 }
+_NARROW = 250.0
 _HISTORY = (
     ("kl", "KL to the anchor", "Of a step, mean per latent element. It grows as the policy moves away."),
     ("clip_fraction", "Clipped share", "Of (image, step) rows whose ratio left the clip range."),
     ("ratio_max_dev", "Ratio before the first step", "Largest |ratio − 1|: rounding when all is right."),
+    ("grad_norm", "Gradient norm", "Before clipping, mean over the steps."),
     ("diversity", "Diversity of rollouts", "RMS pixel distance between images of a report."),
 )
 
@@ -55,6 +57,8 @@ def better(key: str, real: bool) -> str:
     """The direction of a judge's score."""
     if key in NEAR_TO_REAL and real:
         return "nearer to real films is better"
+    if key == "posture" and real:  # nobody stands more upright than the canonical pose: beyond is overshot
+        return "higher is better, up to real films"
     return "lower is better" if key in LOWER_IS_BETTER else "higher is better"
 
 
@@ -68,9 +72,9 @@ def _band(data: RunData, key: str) -> list[tuple[float, float, float]]:
 
 
 def _bounds(anchor: Side | None, real: Side | None, key: str) -> list[Reference]:
-    sides = (("anchor", anchor), ("real films", real))
+    sides = (("anchor", anchor), ("real", real))
     return [
-        Reference(name, value, name.split()[0])
+        Reference(name, value, name)
         for name, side in sides
         if side is not None and (value := side.values[key]) is not None
     ]
@@ -83,27 +87,28 @@ def judge_curves(data: RunData) -> list[Chart]:
     for key in KEYS:
         points = _pairs([(float(p.epoch), p.side.values[key]) for p in data.points])
         line = Line("policy", points, "policy", band=_band(data, key))
-        svg = line_chart(
-            f"{NAMES[key]} by epoch", [line], references=_bounds(data.anchor, data.real, key), mark=kept
-        )
+        real = data.real is not None and data.real.values[key] is not None
+        references = _bounds(data.anchor, data.real, key)
+        svg = line_chart(f"{NAMES[key]} by epoch", [line], references=references, mark=kept)
         if svg:
-            charts.append(Chart(NAMES[key], svg, better(key, data.real is not None)))
+            charts.append(Chart(NAMES[key], svg, better(key, real)))
     return charts
 
 
 def compared_curves(runs: Sequence[RunData]) -> list[Chart]:
-    """The judges' curves of several runs."""
+    """The judges' curves of several runs. Real films have a line where all runs have the same ones."""
     charts = []
     for key in KEYS:
         lines = [
             Line(run.name, _pairs([(float(p.epoch), p.side.values[key]) for p in run.points]), f"s{n % 6}")
             for n, run in enumerate(runs)
         ]
-        svg = line_chart(f"{NAMES[key]} by epoch", lines)
+        real = {run.real.values[key] if run.real else None for run in runs}
+        references = [Reference("real", value, "real") for value in real if value is not None]
+        svg = line_chart(f"{NAMES[key]} by epoch", lines, references=references if len(real) == 1 else ())
         if svg:
             legend = [(f"s{n % 6}", run.name) for n, run in enumerate(runs)]
-            note = better(key, any(run.real is not None for run in runs))
-            charts.append(Chart(NAMES[key], svg, note, legend))
+            charts.append(Chart(NAMES[key], svg, better(key, bool(references)), legend))
     return charts
 
 
@@ -115,21 +120,30 @@ def reward_against_judge(data: RunData) -> list[Chart]:
         known = [(epoch, r, j) for epoch, r, j in both if r is not None and j is not None]
         if len(known) < 2:
             continue
-        path = Line(
-            "policy", [(r, j) for _, r, j in known], "policy", labels=[str(epoch) for epoch, _, _ in known]
+        labels = [str(epoch) for epoch, _, _ in known]
+        path = Line("policy", [(r, j) for _, r, j in known], "policy", labels=labels)
+        svg = line_chart(
+            f"{reward}: the judge's {NAMES[key]} against the reward",
+            [path],
+            x_name="reward model",
+            whole_x=False,
+            width=_NARROW,
         )
-        lines = [path]
-        if data.real is not None and data.real.reward.get(reward) is not None:
-            place = _pairs([(data.real.reward[reward] or 0.0, data.real.values[key])])
-            lines.append(Line("real films", place, "real", labels=["real"]))
-        svg = line_chart(f"{reward}: judge against reward", lines, x_name="reward model", whole_x=False)
-        charts.append(Chart(f"{reward}: judge (up) against reward (across)", svg))
+        title = reward if reward == key else f"{reward}: {NAMES[key]}"
+        charts.append(Chart(title, svg, "judge up, reward across"))
     points = _pairs([(float(p.epoch), p.side.values["diversity"]) for p in data.points])
     if charts and points:
         line = Line("policy", points, "policy", band=_band(data, "diversity"))
         references = _bounds(data.anchor, data.real, "diversity")
-        charts.append(Chart("diversity", line_chart("diversity by epoch", [line], references=references)))
+        svg = line_chart("diversity by epoch", [line], references=references, width=_NARROW)
+        charts.append(Chart("diversity", svg, "of the same images, by epoch"))
     return charts
+
+
+def unjudged_rewards(data: RunData) -> list[str]:
+    """Rewards that no judge stands against."""
+    names = dict.fromkeys(name for point in data.points for name in point.side.reward)
+    return [name for name in names if name not in JUDGE_OF]
 
 
 def auroc_per_finding(data: RunData) -> Chart | None:
@@ -185,10 +199,22 @@ def training(data: RunData) -> list[Chart]:
     _add(charts, "Rewards", lines, "Of the training reports, in units of the first epoch's spread.")
     lines = _lines(records, "win_rate")
     half = [Reference("½", 0.5, "anchor")] if lines else []
-    _add(charts, "Win-rate", lines, "Share of the anchor's images that are beaten; ½ is a draw.", half)
+    _add(
+        charts,
+        "Win-rate",
+        lines,
+        "Share of the anchor's images that are beaten; ½ is a draw.",
+        references=half,
+    )
     for key, title, note in _HISTORY:
-        _add(charts, title, _lines(records, key), note)
-    _add(charts, "Gradient norm", _lines(records, "grad_norm"), "Before clipping, mean over the steps.")
+        references = []
+        if key == "ratio_max_dev" and data.config is not None:
+            references = [Reference("limit", data.config.optim.ratio_tolerance, "anchor")]
+        floor = 0.0 if key in ("kl", "clip_fraction", "ratio_max_dev", "grad_norm") else None
+        _add(
+            charts, title, _lines(records, key), note,
+            references=references, floor=floor, log=key == "grad_norm",
+        )  # fmt: skip
     seconds = named_series(records, "seconds")
     if seconds:
         names = list(seconds)
@@ -203,10 +229,8 @@ def training(data: RunData) -> list[Chart]:
     return charts
 
 
-def _add(
-    charts: list[Chart], title: str, lines: list[Line], note: str, references: Sequence[Reference] = ()
-) -> None:
-    svg = line_chart(title, lines, references=references)
+def _add(charts: list[Chart], title: str, lines: list[Line], note: str, **how: Any) -> None:
+    svg = line_chart(title, lines, **how)
     if svg:
         legend = [(line.style, line.name) for line in lines] if len(lines) > 1 else []
         charts.append(Chart(title, svg, note, legend))

@@ -23,14 +23,12 @@ class Picture:
     Attributes:
         side: "anchor", "policy" or "real".
         source: A data URI of a PNG that says that it is synthetic.
-        judged: Task → score as text.
-        rewarded: Reward → score as text.
+        scores: (task or reward, the judge's score, the reward model's), as texts; "" where there is none.
     """
 
     side: str
     source: str
-    judged: dict[str, str]
-    rewarded: dict[str, str]
+    scores: tuple[tuple[str, str, str], ...]
 
     @property
     def name(self) -> str:
@@ -54,11 +52,6 @@ class Card:
     findings: tuple[str, ...]
     pictures: tuple[Picture, ...]
     change: dict[str, float]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the pictures."""
-        return sum(len(picture.source) for picture in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -87,24 +80,26 @@ def data_uri(data: bytes) -> str:
 
 
 def cards(run: RunData) -> Iterator[Card]:
-    """One a report, in the order of the file; none where scores and gallery do not fit each other."""
+    """One a report, in the order of the file; none without scores, which have the texts."""
     if not run.gallery or not run.scores:
         return
     for row, number in enumerate(run.gallery["image"].tolist()):
-        pictures = []
-        for side in SIDE_NAMES:
-            of_side = run.scores.get(side, ())
-            if side in run.gallery and number < len(of_side):
-                pictures.append(_picture(side, run.gallery[side][row].numpy(), of_side[number]))
-        before, after = (_image(run, side, number) for side in ("anchor", "policy"))
-        if before is None or after is None:
-            continue
+        before, after = (run.scores[side][number] for side in ("anchor", "policy"))
+        images = {"anchor": before, "policy": after}
+        films = run.scores.get("real", [])
+        if number < len(films) and films[number].prompt == after.prompt:  # there may be fewer
+            images["real"] = films[number]
+        pictures = tuple(
+            _picture(side, run.gallery[side][row].numpy(), image)
+            for side, image in images.items()
+            if side in run.gallery
+        )
         change = {}
         for task in TASKS:
             a, b = before.scores[task], after.scores[task]
             if a is not None and b is not None:
                 change[task] = b - a
-        yield Card(row, after.text, tuple(after.findings()), tuple(pictures), change)
+        yield Card(row, after.text, tuple(after.findings()), pictures, change)
 
 
 def extremes(found: Sequence[Card], *, best: bool) -> list[Extreme]:
@@ -119,19 +114,17 @@ def extremes(found: Sequence[Card], *, best: bool) -> list[Extreme]:
     return result
 
 
-def _image(run: RunData, side: str, number: int) -> Image | None:
-    images = run.scores.get(side, [])
-    return images[number] if number < len(images) else None
-
-
 def _picture(side: str, pixels: Any, image: Image) -> Picture:
-    judged = {task: _score(image.scores[task]) for task in TASKS}
-    rewarded = {
-        name.removeprefix("reward_"): _score(value)
-        for name, value in image.scores.items()
-        if name.startswith("reward_")
-    }
-    return Picture(side, png_source(pixels), judged, rewarded)
+    rewards = [name.removeprefix("reward_") for name in image.scores if name.startswith("reward_")]
+    scores = tuple(
+        (
+            name,
+            _score(image.scores[name]) if name in TASKS else "",
+            _score(image.scores[f"reward_{name}"]) if name in rewards else "",
+        )
+        for name in dict.fromkeys((*TASKS, *rewards))
+    )
+    return Picture(side, png_source(pixels), scores)
 
 
 def _score(value: float | None) -> str:

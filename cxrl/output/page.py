@@ -1,15 +1,19 @@
 """One self-contained HTML page of runs: what they reached, by whom it was judged, and what it looks like.
 
-``read_run`` → sections of plain text, numbers and charts → the template, which escapes everything. Pictures
-are left out, fewest first, where the page would be larger than ``LARGEST``.
+``read_run`` → sections of plain text, numbers and charts → the template, which escapes everything. Only the
+style and the script that ship may run: the page names their digests. Pictures are left out, those of the
+gallery first, where the page would be larger than ``LARGEST``.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,22 +23,35 @@ from cxrl.errors import CxrlError
 from cxrl.metrics.names import KEYS
 from cxrl.options import show
 from cxrl.output import figures
+from cxrl.output.charts import share_bar
 from cxrl.output.figures import Chart
 from cxrl.output.gallery import Card, Extreme, cards, data_uri, extremes
-from cxrl.output.run_data import Number, RunData, Side, read_run
+from cxrl.output.run_data import TASKS, Number, RunData, Side, read_run
 from cxrl.presets import load_preset, presets
+from cxrl.storage.layout import BOUNDS, GALLERY, METRICS, PROVENANCE, SCORES
 from cxrl.storage.run_dir import flat
 
 LARGEST = 5_000_000
 """Bytes of a page."""
-_RESERVE = 150_000
-_LARGEST_TABLE = 400_000
+_RESERVE = 5_000
+"""Of a run, for what stands around its pictures."""
+_LARGEST_TABLES = 800_000
+"""Bytes of all tables to download."""
 TEMPLATES = Path(__file__).parent / "templates"
+_PLAIN = "/,;:.()=-"
+"""Stands in a data URI as it is."""
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of what follows."""
 
 
 @dataclass
 class Section:
-    """What the template shows of a run."""
+    """What the template shows of a run.
+
+    Attributes:
+        notes: Part of the page → why it is empty.
+        every_card: The gallery; ``cards`` are those that are shown.
+    """
 
     data: RunData
     state: str
@@ -42,29 +59,41 @@ class Section:
     judge_curves: list[Chart]
     hacking: list[Chart]
     findings: Chart | None
+    finding_rows: list[tuple[str, list[tuple[str, str]]]]
     pose: list[Chart]
     training: list[Chart]
     changed: list[tuple[str, str, str]]
     provenance: list[dict[str, Any]]
     downloads: list[tuple[str, str]]
+    notes: dict[str, str]
+    every_card: list[Card]
     cards: list[Card] = field(default_factory=list)
-    num_cards: int = 0
     wins: list[Extreme] = field(default_factory=list)
     losses: list[Extreme] = field(default_factory=list)
     grids: list[tuple[str, str]] = field(default_factory=list)
-    num_grids: int = 0
 
     @property
     def finding_names(self) -> list[str]:
         """What a gallery can be filtered by."""
         return sorted({name for card in self.cards for name in card.findings})
 
+    @property
+    def unjudged(self) -> str:
+        """Rewards without a judge, in words."""
+        return ", ".join(figures.unjudged_rewards(self.data))
+
+    @property
+    def first_grid(self) -> int:
+        """Which grid is shown first: the one whose weights were kept, else the last."""
+        kept = [n for n, (title, _) in enumerate(self.grids) if "kept" in title]
+        return kept[-1] if kept else len(self.grids) - 1
+
 
 def runs_page(run_dirs: Sequence[Path]) -> str:
     """The page of one run or several, finished or not.
 
     Raises:
-        CxrlError: There is no run, or a file of it is damaged.
+        CxrlError: There is no run, a file of it is damaged, or there are too many runs for a page.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -75,24 +104,64 @@ def runs_page(run_dirs: Sequence[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [make_section(read_run(path)) for path in run_dirs]
+    runs = distinct_names([read_run(path) for path in run_dirs])
+    sections = [make_section(run, _LARGEST_TABLES // len(runs)) for run in runs]
     template = environment.get_template("report.html.j2")
+    shown_card = environment.get_template("card.html.j2").module.card  # type: ignore[attr-defined]
     style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
-    compared = comparison(sections) if len(sections) > 1 else None
-    about = {"keys": KEYS, "style": style, "script": script, "compared": compared, "sections": sections}
-    room = LARGEST - _RESERVE - len(_text(template.render(about)).encode())
-    for section in sections:
-        fill(section, room // len(sections))
-    return _text(template.render(about)) + "\n"
+    about = {
+        "keys": KEYS,
+        "tasks": TASKS,
+        "style": style,
+        "script": script,
+        "style_digest": _digest(style),
+        "script_digest": _digest(script),
+        "compared": comparison(sections) if len(sections) > 1 else None,
+        "sections": sections,
+    }
+    room = LARGEST - len(_text(template.render(about)).encode()) - _RESERVE * len(sections)
+    if room < 0:
+        raise CxrlError(
+            f"the page of {len(runs)} run{'s' * (len(runs) > 1)} would have {(LARGEST - room) / 1e6:.1f} MB "
+            f"without a picture, expected at most {LARGEST / 1e6:g}; "
+            + ("give fewer runs" if len(runs) > 1 else f"the names in {run_dirs[0]} are too long")
+        )
+    while True:
+        left = room
+        for others, section in zip(reversed(range(len(sections))), sections, strict=True):
+            left -= fill(
+                section, left // (others + 1), lambda card: len(str(shown_card(card, "x" * 20)).encode())
+            )
+        page = _text(template.render(about)) + "\n"
+        if len(page.encode()) <= LARGEST or room <= 0:
+            return page
+        room = room * 9 // 10 - 1
+
+
+def _digest(text: str) -> str:
+    """As a Content-Security-Policy names a script or a style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
 
 
 def _text(page: str) -> str:
-    """Without the halves of characters that JSON may hold and UTF-8 may not."""
-    return page.encode("utf-8", "replace").decode("utf-8")
+    """Without control characters, and halves of characters, which JSON may hold and UTF-8 may not."""
+    return _NO_TEXT.sub("\ufffd", page.encode("utf-8", "replace").decode("utf-8"))
 
 
-def make_section(data: RunData) -> Section:
-    """Everything of a run but the pictures."""
+def distinct_names(runs: Sequence[RunData]) -> list[RunData]:
+    """With the folder above in the names of runs that have the same one."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+        if names.count(run.name) > 1
+        else run
+        for run in runs
+    ]
+
+
+def make_section(data: RunData, largest_tables: int = _LARGEST_TABLES) -> Section:
+    """Everything of a run but the pictures, and at most so many bytes of tables."""
+    tables, too_large = downloads(data, largest_tables)
     return Section(
         data=data,
         state=state(data),
@@ -100,41 +169,72 @@ def make_section(data: RunData) -> Section:
         judge_curves=figures.judge_curves(data),
         hacking=figures.reward_against_judge(data),
         findings=figures.auroc_per_finding(data),
+        finding_rows=finding_rows(data),
         pose=figures.pose(data),
         training=figures.training(data),
         changed=changed_settings(data.config),
         provenance=data.sessions,
-        downloads=downloads(data),
+        downloads=tables,
+        notes={**notes(data), "too large": too_large},
+        every_card=list(cards(data)),
     )
 
 
-def fill(section: Section, room: int) -> None:
-    """Put in pictures while there is room: grids, wins and losses, then the gallery."""
-    data = section.data
-    section.num_grids = len(data.grids)
+def notes(data: RunData) -> dict[str, str]:
+    """Part of the page → why it may be empty: what is missing, and when it is written."""
+    gone = [name for name in (GALLERY, SCORES) if name in data.missing]
+    at_the_end = "written when a run ends; earlier versions did not write it"
+    bounds = f"{BOUNDS} is missing: earlier versions did not write it" if BOUNDS in data.missing else ""
+    return {
+        "real": data.told.get("real films") or bounds or "not known",
+        "curves": f"No epoch in {METRICS} was judged (train.eval_every).",
+        "hacking": f"{METRICS} has no eval_reward (rewards of judged images): earlier versions had none.",
+        "findings": "No AUROC of single findings is known.",
+        "gallery": f"Missing: {' and '.join(gone)}, {at_the_end}." if gone else "No report has a picture.",
+        "grids": "There is no picture in samples/.",
+        "pose": f"Missing: {SCORES}, {at_the_end}." if SCORES in data.missing else f"{SCORES} is empty.",
+        "training": f"{METRICS} is missing or empty: no epoch has ended.",
+        "provenance": f"Missing: {PROVENANCE}; earlier versions did not write it.",
+    }
+
+
+def fill(section: Section, room: int, size_of: Callable[[Card], int]) -> int:
+    """Put in pictures while there is room: grids, wins and losses, then the gallery.
+
+    Args:
+        section: Whose pictures they are; those that it has go.
+        room: Bytes.
+        size_of: Bytes of a card on the page.
+
+    Returns:
+        The bytes taken.
+    """
+    data, whole = section.data, room
+    section.grids, section.wins, section.losses, section.cards = [], [], [], []
     for name, content in reversed(data.grids):  # the last is the result
-        source = data_uri(content)
-        if len(source) < room:
-            section.grids.insert(0, (_grid_title(name), source))
-            room -= len(source)
-    every = list(cards(data))
-    section.num_cards = len(every)
+        title, source = _grid_title(name, data), data_uri(content)
+        if (size := len(source) + 3 * len(title) + 200) < room:
+            section.grids.insert(0, (title, source))
+            room -= size
     for best in (True, False):
         kept = section.wins if best else section.losses
-        for extreme in extremes(every, best=best):
-            if extreme.card.size < room:
+        for extreme in extremes(section.every_card, best=best):
+            if (size := size_of(extreme.card) + 200) < room:
                 kept.append(extreme)
-                room -= extreme.card.size
-    for card in every:
-        if card.size < room:
+                room -= size
+    for card in section.every_card:
+        size = size_of(card) + sum(len(name) + 20 for name in card.findings)
+        if size < room:
             section.cards.append(card)
-            room -= card.size
+            room -= size
+    return whole - room
 
 
-def _grid_title(name: str) -> str:
+def _grid_title(name: str, data: RunData) -> str:
     """``epoch-000008-kept`` in words."""
-    _, number, *kept = name.split("-")
-    return f"epoch {int(number)}{', whose weights were kept' if kept else ''}"
+    number = int(name.split("-")[1])
+    kept = name.endswith("-kept") or number == data.end.get("kept_epoch") != data.end.get("epochs")
+    return f"epoch {number}{', whose weights were kept' if kept else ''}"
 
 
 def state(data: RunData) -> str:
@@ -160,16 +260,19 @@ def summary_rows(data: RunData) -> list[dict[str, Any]]:
     for key in KEYS:
         share = None if data.gap is None else data.gap.values[key]
         low, high = (None, None) if data.gap is None else data.gap.ci[key]
+        known = data.real is not None and data.real.values[key] is not None
         rows.append(
             {
                 "key": key,
                 "name": figures.NAMES[key],
-                "better": figures.better(key, data.real is not None),
-                "cells": [cell(side, key) for side in (data.anchor, data.policy, data.real)],
+                "better": figures.better(key, known),
+                "anchor": cell(data.anchor, key),
+                "policy": cell(data.policy, key),
+                "real": cell(data.real, key),
                 "change": cell(data.change, key, "+"),
                 "gap": "–" if share is None else percent(share),
                 "gap_ci": "" if low is None or high is None else f"{percent(low)} to {percent(high)}",
-                "bar": 0 if share is None else round(100 * min(1.0, max(0.0, share))),
+                "bar": "" if share is None else share_bar(share, low, high),
             }
         )
     return rows
@@ -214,17 +317,36 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def downloads(data: RunData) -> list[tuple[str, str]]:
-    """(file name, data URI) of tables."""
+def finding_rows(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Finding → AUROC with interval of anchor, policy and real films."""
+    sides = (data.anchor, data.policy, data.real)
+    names = dict.fromkeys(name for side in sides if side is not None for name in side.auroc)
+    rows = []
+    for name in names:
+        cells = []
+        for side in sides:
+            low, high = (None, None) if side is None else side.auroc_ci.get(name, (None, None))
+            interval = "" if low is None or high is None else f"{plain(low)} to {plain(high)}"
+            cells.append((plain(None if side is None else side.auroc.get(name)), interval))
+        rows.append((name, cells))
+    return rows
+
+
+def downloads(data: RunData, largest: int) -> tuple[list[tuple[str, str]], str]:
+    """(file name, data URI) of tables, as many as take at most ``largest`` bytes; and what was left out."""
     tables = {"metrics.csv": metrics_csv(data.records)}
-    path = data.path / "scores.csv"
     if data.scores:
-        tables["scores.csv"] = path.read_text(encoding="utf-8")
-    return [
-        (f"{data.name}-{name}", f"data:text/csv;charset=utf-8,{quote(text, errors='replace')}")
-        for name, text in tables.items()
-        if text and len(text) < _LARGEST_TABLE
-    ]
+        tables[SCORES] = (data.path / SCORES).read_text(encoding="utf-8")
+    links, left_out = [], []
+    for name, text in tables.items():
+        uri = f"data:text/csv;charset=utf-8,{quote(text, safe=_PLAIN, errors='replace')}"
+        if text and len(uri) <= largest:
+            links.append((f"{data.name.replace('/', '-')}-{name}", uri))
+            largest -= len(uri)
+        elif text:
+            source = METRICS if name == "metrics.csv" else name
+            left_out.append(f"{name} would take {len(uri) / 1e6:.1f} MB; {source} is in the run's folder.")
+    return links, " ".join(left_out)
 
 
 def metrics_csv(records: Sequence[Mapping[str, Any]]) -> str:

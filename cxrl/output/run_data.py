@@ -1,7 +1,7 @@
 """What a run left on the disk, read and checked: the report page works on these records alone.
 
-Every file may be missing: a run that has not finished, or that an older version wrote, has a page too. One
-that is damaged is refused and named.
+Every file but the configuration may be missing: a run that has not finished, or that an older version wrote,
+has a page too. One that is damaged is refused and named.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 from cxrl.config import Config
 from cxrl.errors import CxrlError
+from cxrl.images.raster import read_raster
 from cxrl.metrics.names import KEYS, PSI
 from cxrl.presets import load_yaml
+from cxrl.presets.strict_yaml import read_yaml
 from cxrl.storage.layout import (
     BOUNDS,
     CONFIG,
@@ -36,11 +38,10 @@ Number = float | None
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 SIDES = ("anchor", "policy", "real")
 TASKS = ("posture", "diagnosis", "consistency")
-DRAWN = (
-    *("reward", "reward_std", "win_rate", "seconds", "grad_norm", "eval", "eval_reward"),
-    *("kl", "clip_fraction", "ratio_max_dev", "diversity", "loss", "advantage_std"),
-)
-"""What the page draws of an epoch: numbers, or numbers by name."""
+NAMED = ("reward", "reward_std", "win_rate", "seconds", "grad_norm", "eval", "eval_reward")
+PLAIN = ("kl", "clip_fraction", "ratio_max_dev", "diversity", "loss", "advantage_std")
+"""What the page draws of an epoch: numbers by name, and numbers."""
+_MOST_EPOCHS = 10**9
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ class RunData:
 
     Attributes:
         path: Its directory.
-        config: Its settings; None where they do not load.
+        name: What the page calls it.
+        missing: Files that it does not have.
+        config: Its settings; None where this version of cxrl does not know them.
+        config_problem: Why not, else "".
         config_text: As they are written.
         records: The lines of metrics.jsonl.
         anchor, policy, real: By the judges, at the end; None where they are not known.
@@ -105,7 +109,10 @@ class RunData:
     """
 
     path: Path
+    name: str
+    missing: frozenset[str]
     config: Config | None
+    config_problem: str
     config_text: str
     records: list[dict[str, Any]]
     anchor: Side | None
@@ -126,14 +133,10 @@ class RunData:
         """Whether its data set may not be passed on; a configuration that cannot be read counts as such."""
         return self.config is None or self.config.data.is_restricted
 
-    @property
-    def name(self) -> str:
-        return self.path.resolve().name
-
 
 def is_restricted(run_dir: Path) -> bool:
     """As :attr:`RunData.restricted`."""
-    config = _config(run_dir)
+    config, _ = _config(run_dir)
     return config is None or config.data.is_restricted
 
 
@@ -146,14 +149,22 @@ def read_run(run_dir: Path) -> RunData:
     path = run_dir / CONFIG
     if not path.is_file():
         raise CxrlError(f"{run_dir} is not a run of cxrl train: it has no {CONFIG}; see --run")
+    config, problem = _config(run_dir)
+    files = (METRICS, BOUNDS, SUMMARY, SCORES, GALLERY, PROVENANCE)
     records = _checked(run_dir / METRICS, _records)
     bounds = _json(run_dir / BOUNDS, _bounds)
     summary = _json(run_dir / SUMMARY, _summary, " (cxrl evaluate writes a new one)")
     provenance = _json(run_dir / PROVENANCE, _sessions)
+    scores = _checked(run_dir / SCORES, _scores) if (run_dir / SCORES).is_file() else {}
+    gallery = _checked(run_dir / GALLERY, _gallery) if (run_dir / GALLERY).is_file() else {}
+    _fit(gallery, scores, run_dir)
     sides = {**(bounds or {}), **(summary or {})}
     return RunData(
         path=run_dir,
-        config=_config(run_dir),
+        name=run_dir.resolve().name,
+        missing=frozenset(name for name in files if not (run_dir / name).exists()),
+        config=config,
+        config_problem=problem,
         config_text=path.read_text(encoding="utf-8", errors="replace"),
         records=records,
         anchor=sides.get("anchor"),
@@ -163,19 +174,21 @@ def read_run(run_dir: Path) -> RunData:
         gap=sides.get("gap"),
         told={**(bounds or {}).get("told", {}), **(summary or {}).get("told", {})},
         points=_points(records, (bounds or {}).get("anchor") or sides.get("anchor")),
-        scores=_checked(run_dir / SCORES, _scores) if (run_dir / SCORES).is_file() else {},
-        gallery=_checked(run_dir / GALLERY, _gallery) if (run_dir / GALLERY).is_file() else {},
+        scores=scores,
+        gallery=gallery,
         sessions=provenance or [],
         grids=_grids(run_dir / SAMPLES),
         end=(summary or {}).get("end", {}),
     )
 
 
-def _config(run_dir: Path) -> Config | None:
+def _config(run_dir: Path) -> tuple[Config | None, str]:
+    """The settings, or why this version does not know them. Raises CxrlError where the file is damaged."""
+    read_yaml(run_dir / CONFIG)
     try:
-        return load_yaml(run_dir / CONFIG)
-    except CxrlError:
-        return None
+        return load_yaml(run_dir / CONFIG), ""
+    except CxrlError as error:
+        return None, str(error)
 
 
 def _checked(path: Path, read: Callable[[Path], T], hint: str = "") -> T:
@@ -202,7 +215,9 @@ def number(value: Any) -> Number:
 
 
 def _named(values: Any) -> dict[str, Number]:
-    return {str(name): number(value) for name, value in dict(values or {}).items()}
+    if values is not None and not isinstance(values, Mapping):
+        raise ValueError(f"{str(values)[:30]!r} is not a mapping of numbers")
+    return {str(name): number(value) for name, value in (values or {}).items()}
 
 
 def _interval(value: Any) -> tuple[Number, Number]:
@@ -275,11 +290,13 @@ def _records(path: Path) -> list[dict[str, Any]]:
     records = read_json_lines(path)
     for line, record in enumerate(records, 1):
         try:
-            if number(record["epoch"]) is None or not float(record["epoch"]).is_integer():
+            epoch = number(record["epoch"])
+            if epoch is None or not epoch.is_integer() or not 0 <= epoch < _MOST_EPOCHS:
                 raise ValueError("no epoch")
-            for name in DRAWN:
-                value = record.get(name)
-                _named(value) if isinstance(value, Mapping) else number(value)
+            for name in NAMED:
+                _named(record.get(name))
+            for name in PLAIN:
+                number(record.get(name))
             for value in dict(record.get("eval_ci") or {}).values():
                 _interval(value)
         except _DAMAGE:
@@ -342,12 +359,25 @@ def _gallery(path: Path) -> dict[str, Any]:
     return dict(tensors)
 
 
+def _fit(gallery: Mapping[str, Any], scores: Mapping[str, Sequence[Image]], run_dir: Path) -> None:
+    """Raises CxrlError where the gallery has images that the scores do not have."""
+    if gallery and scores:
+        for side in ("anchor", "policy"):
+            beyond = [n for n in gallery["image"].tolist() if n >= len(scores.get(side, ()))]
+            if beyond:
+                raise CxrlError(
+                    f"{run_dir / GALLERY} or {run_dir / SCORES} is damaged (no scores of image {beyond[0]} "
+                    f"of {side})"
+                )
+
+
 def _grids(folder: Path) -> list[tuple[str, bytes]]:
     """In the order of epochs; a content that was seen before is left out."""
     seen, grids = set(), []
     for path in sorted(folder.glob("*.png")):
         if is_grid(path.name) and path.is_file():
             data = path.read_bytes()
+            read_raster(path, data, None)  # decodes it, or says that it cannot
             if data not in seen:
                 seen.add(data)
                 grids.append((path.stem, data))

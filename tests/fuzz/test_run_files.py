@@ -33,6 +33,7 @@ from cxrl.storage.run_dir import RunDir
 
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 10**400, 1e308, -0.0, "", "x" * 5000, "\0", "\ud800", [], {}, [[]], {"a": {}}, "../x",
+    "</title></script><script>x()</script>\"'><img src=x onerror=x()>",
 )  # fmt: skip
 BYTES = (b"", b"\0", b"\xff\xfe", b"[" * 3000, b"{" * 3000, b"NaN", b"1e999", b'"', b"\xed\xa0\x80", b"\n")
 
@@ -157,11 +158,21 @@ def run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["metrics.jsonl", "summary.json", "bounds.json", "provenance.json", "scores.csv", "gallery.safetensors"],
+    [
+        *("metrics.jsonl", "summary.json", "bounds.json", "provenance.json", "config.yaml"),
+        *("scores.csv", "gallery.safetensors", "samples/epoch-000001.png"),
+    ],
 )
-def test_the_report_of_a_damaged_run(run: Path, name: str) -> None:
+def test_the_report_of_a_damaged_run(run: Path, name: str, page_reader: Any) -> None:
     path = run / name
-    assert survive(path, lambda: runs_page([run]), random.Random(f"report {name}"), 300) > 30
+
+    def read() -> None:
+        tags = page_reader.Reader(runs_page([run])).tags  # every tag is closed
+        assert [tag for tag, _ in tags].count("script") == 1
+        assert not any(attribute.startswith("on") for _, found in tags for attribute in found)
+        assert all(str(a["src"]).startswith("data:image/png;base64,") for tag, a in tags if tag == "img")
+
+    assert survive(path, read, random.Random(f"report {name}"), 300) > 30
 
 
 def test_damaged_checkpoints(run: Path) -> None:

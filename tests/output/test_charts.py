@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +14,9 @@ from cxrl.output.charts import (
     dot_chart,
     histogram_lines,
     line_chart,
+    share_bar,
     stacked_bars,
+    thinned,
     tick_text,
     ticks,
 )
@@ -82,6 +85,73 @@ def test_dots_have_whiskers_where_they_have_an_interval() -> None:
     assert "Edema &lt;x&gt;" in svg
     places = {style: float(x) for style, x in re.findall(r'class="dot (\w+)" cx="([\d.]+)"', svg)}
     assert places["anchor"] < places["real"]
+
+
+def test_references_have_their_names_beside_them_and_apart() -> None:
+    close = [Reference("anchor", 5.0, "anchor"), Reference("real", 5.01, "real")]
+    svg = line_chart("t", [Line("x", [(0, 4.0), (2, 7.0)], "policy")], references=close)
+    names = dict(re.findall(r'class="reftext (\w+)" x="302.0" y="([\d.]+)"', svg))
+    assert float(names["anchor"]) - float(names["real"]) == pytest.approx(11.0)
+
+
+def test_an_axis_is_logarithmic_where_values_differ_by_a_lot() -> None:
+    svg = line_chart("t", [Line("x", [(0, 1e-5), (1, 1e-4), (2, 1e-3)], "s0")], log=True)
+    (_, y0), (_, y1), (_, y2) = points(svg, "s0")
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert re.findall(r'text-anchor="end">([^<]+)<', svg) == ["1e−5", "1e−4", "0.001"]
+    for values in ([0.0, 1e-4, 1e-3], [1.0, 2.0, 3.0], [-1.0, 100.0, 1.0]):
+        line = Line("x", list(enumerate(values)), "s0")
+        assert line_chart("t", [line], log=True) == line_chart("t", [line]), values
+
+
+def test_what_is_never_below_zero_has_an_axis_from_zero() -> None:
+    svg = line_chart(
+        "t",
+        [Line("x", [(0, 0.0), (1, 0.0)], "s0")],
+        references=[Reference("limit", 1e-5, "anchor")],
+        floor=0.0,
+    )
+    assert re.findall(r'text-anchor="end">([^<]+)<', svg) == ["0", "5e−6", "1e−5"]
+    assert points(svg, "s0")[0][1] == 180.0
+
+
+def test_long_lines_are_thinned_and_end_where_they_end() -> None:
+    for count in (1, 199, 200, 201, 1000, 12345):
+        kept = thinned(range(count))
+        assert len(kept) <= 200
+        assert kept[-1] == count - 1
+        assert len({b - a for a, b in pairwise(kept)}) <= 1
+    line = Line(
+        "x", [(n, float(n)) for n in range(5000)], "s0", band=[(n, n - 1.0, n + 1.0) for n in range(5000)]
+    )
+    svg = line_chart("t", [line])
+    assert len(points(svg, "s0")) <= 200
+    assert len(svg) < 60_000
+    assert "0 at epoch" not in svg
+    assert ", 5e+03 at 5e+03</desc>" in svg
+    labelled = Line("x", [(n, float(n)) for n in range(50)], "s0", labels=[str(n) for n in range(50)])
+    shown = re.findall(r'class="label"[^>]*>(\d+)<', line_chart("t", [labelled]))
+    assert (shown[0], shown[-1]) == ("0", "49")
+    assert len(shown) <= 9
+
+
+def test_a_share_and_its_interval() -> None:
+    svg = share_bar(0.5, 0.25, 1.5)
+    ET.fromstring(svg)
+    track, bar = (float(w) for w in re.findall(r'width="([\d.]+)" height', svg))
+    assert bar == pytest.approx(track / 2)
+    low, high = map(float, re.findall(r'class="between" d="M([\d.]+) 5.5H([\d.]+)"', svg)[0])
+    assert (low, high) == (pytest.approx(track / 4, abs=0.1), 84.0), "cut at the edge"
+    assert "between" not in share_bar(2.0, None, None)
+    assert 'width="0.0"' in share_bar(-3.0, None, None)
+
+
+def test_many_bars_become_means() -> None:
+    svg = stacked_bars("t", ["a", "b"], [(n, [1.0 + n % 2, 2.0]) for n in range(1, 601)])
+    heights = [float(h) for h in re.findall(r'class="bar s0"[^>]*height="([\d.]+)"', svg)]
+    assert len(heights) == 60
+    assert len(set(heights)) == 1
+    assert "mean: a 1.5, b 2" in svg
 
 
 def test_bars_are_stacked() -> None:

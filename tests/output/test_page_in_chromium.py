@@ -47,7 +47,8 @@ def opened(
     page, told = context.new_page(), list[str]()
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda request: told.append(request.url) if request.url[:4] == "http" else None)
+    own = ("data:", path.as_uri())
+    page.on("request", lambda request: None if request.url.startswith(own) else told.append(request.url))
     page.goto(path.as_uri())
     return page, told
 
@@ -58,6 +59,8 @@ def test_it_fits_and_says_nothing_in_the_console(
     browser: Any, page_file: Path, width: int, name: str
 ) -> None:
     page, told = opened(browser, page_file.with_name(name), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert told == []
@@ -91,6 +94,33 @@ def test_the_gallery_is_filtered_and_the_epochs_slide(browser: Any, page_file: P
     assert sheets.get_attribute("data-name") == "epoch 1"
     assert page.locator(".slider output").inner_text() == "epoch 1"
     assert told == []
+
+
+def test_no_other_script_or_style_runs(browser: Any, page_file: Path, tmp_path: Path) -> None:
+    """Even where a text became a tag, which the template does not let happen."""
+    html = page_file.read_text()
+    evil = "<script>document.title='x'</script><img src='data:,' onerror=\"document.title='x'\">"
+    evil += (
+        "<style>body{color:#f00}</style><p id='p' style='color:#f00'>p</p><img src='http://127.0.0.1:9/x'>"
+    )
+    changed = tmp_path / "evil.html"
+    changed.write_text(html.replace("<main>", f"<main>{evil}"))
+    page, told = opened(browser, changed, 1280)
+    assert page.title() == "cxrl: first"
+    assert page.evaluate("getComputedStyle(document.getElementById('p')).color") != "rgb(255, 0, 0)"
+    assert sum("Content Security Policy" in line for line in told) >= 4, told
+    page.click("#theme")  # its own does
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_it_prints_on_white_paper(browser: Any, page_file: Path) -> None:
+    page, _ = opened(browser, page_file, 1280, "dark")
+    panel = "getComputedStyle(document.querySelector('.fig')).backgroundColor"
+    assert page.evaluate(panel) != "rgb(255, 255, 255)"
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(panel) == "rgb(255, 255, 255)"
+    assert page.locator("select:visible, input:visible, #theme:visible").count() == 0
+    assert page.locator("#slides-0 figure:visible").count() == 2, "every epoch"
 
 
 def test_without_scripts_everything_is_there(browser: Any, page_file: Path) -> None:

@@ -194,7 +194,10 @@ def test_damaged_adapters(run: Path, tiny_pipeline: Path) -> None:
     for file in sorted(folder.iterdir()):
         times = 200 if file.suffix == ".json" else 60
         refused = survive(file, read, random.Random(file.name), times, folder)
-        assert refused > 0.8 * times
+        if file.name == "README.md":
+            assert refused == 0, "a card for people, who may edit it"
+        else:
+            assert refused > 0.8 * times
 
 
 @pytest.mark.parametrize("name", [".cxrl-run.json", "metrics.jsonl", "summary.json", "adapter/adapter.json"])

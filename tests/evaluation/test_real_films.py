@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from cxrl.config import Config
-from cxrl.data.phantom.films import POSE_SD, phantom_prompts
+from cxrl.data.phantom.films import POSE_SD, corpus, phantom_prompts
 from cxrl.data.prompts import PromptBatch
 from cxrl.data.sources import load_prompts
 from cxrl.evaluation.judges import load_judges
@@ -52,6 +54,22 @@ def test_the_phantom_renders_what_the_reports_say_in_natural_pose() -> None:
     assert not torch.equal(other.images, films.images[:4])
     pairs = films.images.flatten(1)
     assert not torch.equal(pairs[0], pairs[1]), "two films of a report are two films"
+
+
+def test_every_seed_has_films_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only other reports: another patient under the same words."""
+    seeds = []
+
+    def spy(*args: Any, seed: int, **options: Any) -> Any:
+        seeds.append(seed)
+        return corpus(*args, seed=seed, **options)
+
+    monkeypatch.setattr("cxrl.data.phantom.films.corpus", spy)
+    for seed in (0, 1):
+        config = Config.from_dict({"seed": seed}, load_preset("phantom"))
+        real_films(config, batch_of(config, 2, 2), (64, 64))
+    assert len(set(seeds)) == 2
+    assert not {0, 1} & set(seeds), "nor those that prompts or models are made of"
 
 
 def test_prompts_that_were_left_out_do_not_shift_the_others() -> None:

@@ -39,6 +39,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
     args = parser().parse(argv)
     check_writable(args.out, "--out")
+    from cxrl.output.run_data import is_restricted
     from cxrl.output.terminal import TerminalProgress, summary_table
 
     progress = TerminalProgress(0)
@@ -48,7 +49,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         summary = evaluate_run(args.run, num_images=args.num_images, progress=progress)
     finally:
         progress.close()
-    write_json(args.out, summary)
+    write_json(args.out, summary, private=is_restricted(args.run))
     print(summary_table(summary))
     hint("cxrl", "report", str(args.run))
 

@@ -256,6 +256,8 @@ def test_restricted_data_leaves_no_prompt_and_no_file_for_others(copy, tmp_path)
     plain = [tmp_path / "plain", *(tmp_path / "plain").rglob("*")]
     assert len(plain) > 10
     assert {path.stat().st_mode & 0o077 for path in plain} == {0}
+    assert evaluate(["--run", str(copy), "--num-images", "4", "--out", str(tmp_path / "scores.json")]) == 0
+    assert (tmp_path / "scores.json").stat().st_mode & 0o077 == 0
     assert report.main(["--run", str(copy)]) == 0
     page = tmp_path / "copy-report.html"
     assert "do not pass this page on" in page.read_text()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrl.errors import CxrlError
-from cxrl.storage.layout import temporary_name
+from cxrl.storage.layout import FILES, FOLDERS, MARKER, temporary_name
 from cxrl.storage.privacy import current_umask, owner_only
 
 if TYPE_CHECKING:
@@ -139,7 +139,10 @@ def write_tensors(
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Raise CxrlError, naming ``option``, unless a file can be written there. Leaves nothing behind."""
+    """Raise CxrlError, naming ``option``, unless a file can be written there and no run's own file is there.
+    Leaves nothing behind.
+    """
+    _check_no_run(path, option)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -152,8 +155,19 @@ def check_writable(path: Path, option: str) -> None:
         raise _refused(path, option, error) from None
 
 
+def _check_no_run(path: Path, option: str) -> None:
+    """Refuse what bears a name of a run's own in the folder of a run: it would be lost, or take its place."""
+    real = Path(os.path.realpath(path))
+    for folder in real.parents:
+        if (folder / MARKER).is_file() and real.relative_to(folder).parts[0] in (*FILES, *FOLDERS):
+            raise CxrlError(f"{option}: {path} is a file of the run in {folder}; choose a path outside of it")
+
+
 def check_folder_writable(folder: Path, option: str) -> None:
-    """Raise CxrlError, naming ``option``, unless files can be written into a folder, there or not."""
+    """Raise CxrlError, naming ``option``, unless files can be written into a folder, there or not, that is no
+    run's own.
+    """
+    _check_no_run(folder, option)
     try:
         _probe(folder)
     except (OSError, ValueError) as error:

@@ -189,3 +189,18 @@ def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
         assert {p.name for p in tmp_path.iterdir()} == {name}
         assert layout.temporary_writer(layout.temporary_name(name, 77)) == 77
         (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "adapter/ace.safetensors", "samples/new"])
+def test_no_output_goes_over_a_file_of_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".cxrl-run.json").write_text("{}")
+    (tmp_path / "link").symlink_to("run")
+    for folder in ("run", "link"):
+        with pytest.raises(CxrlError, match=r"--out: .* is a file of the run in"):
+            check_writable(tmp_path / folder / name, "--out")
+        with pytest.raises(CxrlError, match=r"--out: .* is a file of the run in"):
+            check_folder_writable(tmp_path / folder / name, "--out")
+    check_folder_writable(tmp_path / "run", "--run-dir")
+    check_writable(tmp_path / "run" / "notes.json", "--out")
+    check_writable(tmp_path / "other.json", "--out")

@@ -70,12 +70,23 @@ class DataConfig(Section):
     num_prompts: int = option(
         256, "training reports; the anchor bank grows with it", unit="prompts", low=1, high=1_000_000
     )
+    selection_num_prompts: int = option(
+        16,
+        "held-out reports that choose: judged while a run trains, they stop it and say which epoch is kept",
+        unit="prompts",
+        low=1,
+        high=MAX_IMAGES,
+    )
     eval_num_prompts: int = option(
-        64, "held-out reports; intervals resample them: few are wide", unit="prompts", low=1, high=MAX_IMAGES
+        64,
+        "held-out reports of the summary, which choose nothing; intervals resample them: few are wide",
+        unit="prompts",
+        low=1,
+        high=MAX_IMAGES,
     )
     eval_split: str = option(
-        "validate",
-        "where held-out reports come from; keep test for the end",
+        "test",
+        "where the summary's reports come from; those that choose are of validate, never the same texts",
         choices=("validate", "test"),
         only_if=only.REPORTS,
     )
@@ -369,11 +380,16 @@ class TrainConfig(Section):
     keep_checkpoints: int = option(2, "older ones are deleted", unit="checkpoints", low=1, high=MAX_EPOCHS)
     eval_every: int = option(20, "judges and grids; 0 only at the end", unit="epochs", low=0, high=MAX_EPOCHS)
     early_stop_diversity: float = option(
-        0.8, "stop when diversity falls below this share; 0 never", unit="of the anchor's", low=0.0, high=1.0
+        0.8,
+        "stop when diversity falls below this share of real films', or, where that is unknown, of the "
+        "anchor's; 0 never",
+        low=0.0,
+        high=1.0,
     )
     early_stop_fid: float = option(
         1.5,
-        "stop when the Fréchet distance exceeds this many times the anchor's; 0 never",
+        "stop when the Fréchet distance exceeds this many times the anchor's, both above real films' where "
+        "that is known; 0 never",
         low=0.0,
         high=1e6,
         only_if=only.DISTANCE,

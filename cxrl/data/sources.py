@@ -27,7 +27,10 @@ from cxrl.data.index import (
 from cxrl.data.prompts import ReportPrompt
 from cxrl.errors import CxrlError
 
-_NOT_CONTENT = ("num_prompts", "eval_num_prompts", "eval_split", "on_long_prompt", "cache", "restricted")
+_NOT_CONTENT = (
+    *("num_prompts", "selection_num_prompts", "eval_num_prompts", "eval_split", "on_long_prompt"),
+    *("cache", "restricted"),
+)
 """Fields of ``data`` that do not change the index."""
 
 
@@ -159,13 +162,15 @@ def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:
     Args:
         config: ``data`` says which and how many, ``seed`` which of them.
         reader: Counts tokens.
-        split: "train" or "eval" (``data.eval_split``; for the phantom, phrasings never trained on).
+        split: "train"; "eval" (``data.eval_split``), the reports of the result; or "selection", those that
+            choose: of split validate, and never a text of the result. For the phantom both are phrasings
+            never trained on.
 
     Raises:
         CxrlError: None is left, or one is too long and ``data.on_long_prompt`` is "error".
     """
     data = config.data
-    num = data.num_prompts if split == "train" else data.eval_num_prompts
+    num = num_asked(data, split)
     if data.source == "phantom":
         from cxrl.data.phantom.films import phantom_prompts
         from cxrl.findings import PHANTOM_FINDINGS
@@ -173,19 +178,57 @@ def load_prompts(config: Config, reader: TextReader, split: str) -> PromptSet:
         prompts = phantom_prompts(num, seed=config.seed, split=split)
         return readable([replace(p, findings=PHANTOM_FINDINGS) for p in prompts], reader, data.on_long_prompt)
     index = load_index(data)
-    name = "train" if split == "train" else data.eval_split
+    name = split_name(index, data, split)
     films = study_order([film for film in index.split(name) if film.text], config.seed)
     if not films:
+        other = {"test": "validate", "validate": "test"}.get(name, "")
+        hint = f"; data.eval_split {other} has some" if other and index.split(other) else ""
         raise CxrlError(
-            f"data.source {data.source}: no report in split {name!r}; dropped: {describe(index.dropped)}"
+            f"data.source {data.source}: no report in split {name!r}{hint}; "
+            f"dropped: {describe(index.dropped)}"
         )
-    return choose_prompts(
+    shared = split != "train" and split_name(index, data, "selection") == data.eval_split
+    chosen = choose_prompts(
         films,
-        num,
+        data.selection_num_prompts + data.eval_num_prompts if shared else num,
         findings=index.findings,
         reader=reader,
         on_long_prompt=data.on_long_prompt,
     )
+    return part(chosen, data, split, f"data.eval_split {data.eval_split}") if shared else chosen
+
+
+def num_asked(data: DataConfig, split: str) -> int:
+    """How many reports of a split a configuration asks for."""
+    of_split = {"train": data.num_prompts, "selection": data.selection_num_prompts}
+    return of_split.get(split, data.eval_num_prompts)
+
+
+def split_name(index: Index, data: DataConfig, split: str) -> str:
+    """The data set's name of a run's split. Reports that choose are of ``validate``, or, where that has none,
+    of the split that the result's are of.
+    """
+    if split != "selection":
+        return "train" if split == "train" else data.eval_split
+    return "validate" if any(film.text for film in index.split("validate")) else data.eval_split
+
+
+def part(chosen: PromptSet, data: DataConfig, split: str, where: str) -> PromptSet:
+    """Selection or result from one list, in the proportion that was asked for; the result's come first.
+
+    Raises:
+        CxrlError: It is one report, of ``where``.
+    """
+    prompts, selection, result = chosen.prompts, data.selection_num_prompts, data.eval_num_prompts
+    if len(prompts) < 2:
+        raise CxrlError(
+            f"{where}: it has {len(prompts)} held-out report, expected one for the result and another for "
+            "what is chosen before it (data.selection_num_prompts)"
+        )
+    wanted = round(len(prompts) * result / (selection + result))
+    border = min(max(wanted, 1), len(prompts) - 1)
+    own = prompts[border:] if split == "selection" else prompts[:border]
+    return replace(chosen, prompts=own)
 
 
 def study_order(films: Sequence[FilmRecord], seed: int) -> list[FilmRecord]:
@@ -272,7 +315,8 @@ def message(config: DataConfig, split: str, chosen: PromptSet) -> str:
     """What to tell the user about a split: nothing for the phantom as it ships, else a line."""
     if config.source == "phantom" and not chosen.skipped:
         return ""
-    num = config.num_prompts if split == "train" else config.eval_num_prompts
+    num = num_asked(config, split)
     asked = "" if len(chosen.prompts) == num else f" of {num} asked for"
     left_out = f"; left out: {describe(chosen.skipped)}" if chosen.skipped else ""
-    return f"{len(chosen.prompts)}{asked} {'training' if split == 'train' else 'held-out'} reports{left_out}"
+    kind = {"train": "training", "selection": "selection"}.get(split, "held-out")
+    return f"{len(chosen.prompts)}{asked} {kind} reports{left_out}"

@@ -38,6 +38,7 @@ class Judges:
         findings: Names of the F findings that the classifier knows.
         reference: float32 [R, D], features of real films, or of clean ones of the phantom; None where there
             are none, and then there is no Fréchet distance.
+        apart: float32 [M, D] of as many other real films as are judged of a side, if there are enough.
         description: Which models, which features and which reference, for summary.json.
     """
 
@@ -56,6 +57,7 @@ class Judges:
         self._pair = pair
         self.findings: tuple[str, ...] = diagnosis.findings
         self.reference = reference
+        self.apart: Tensor | None = None
         self.description = description or {}
 
     @torch.no_grad()
@@ -131,8 +133,9 @@ def build_judges(
     models = models or open_judges(config)
     judges = _judges(models, device)
     if models["diagnosis"].value:
-        judges.reference, told = reference_features(config, models["diagnosis"], judges.features, image_size)
-        judges.description |= told
+        films = reference_features(config, models["diagnosis"], judges.features, image_size)
+        judges.reference, judges.apart = films.features, films.apart
+        judges.description |= films.told
     return judges
 
 

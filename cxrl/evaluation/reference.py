@@ -1,5 +1,8 @@
 """Features of real films, what the Fréchet distance compares with: computed once per data set and model.
 
+Where there are films enough, as many as are judged of a side are kept apart from the reference: their
+distance to it is what real films of that number have, the least that a generator can reach.
+
 The films are those of the evaluation split, or of a folder. They are brought to the size of the generated
 images before the model resizes them, so that both sides are resampled alike. The cache holds features of real
 films, so only its owner may read it.
@@ -10,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,9 +34,24 @@ FORMAT = 1
 _AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Features of real films.
+
+    Attributes:
+        features: float32 [R, D] on the CPU; None where there are no films.
+        apart: float32 [M, D] of other films, at most ``eval.num_images``; None where there are too few.
+        told: For summary.json: ``reference``, or ``no_fid``, the reason why there is none.
+    """
+
+    features: Tensor | None
+    apart: Tensor | None
+    told: dict[str, str]
+
+
 def reference_features(
     config: Config, model: OpenedModel, features: Callable[[Tensor], Tensor], image_size: tuple[int, int]
-) -> tuple[Tensor | None, dict[str, Any]]:
+) -> Reference:
     """Features of real films.
 
     Args:
@@ -42,16 +60,30 @@ def reference_features(
         features: Images float32 [N, 1, H, W] in [0, 1] → [N, D].
         image_size: (height, width) of generated images.
 
-    Returns:
-        float32 [R, D] on the CPU, or None where there are no films; and what to tell about it in
-        summary.json: ``reference``, or ``no_fid``, the reason why there is none.
-
     Raises:
         CxrlError: ``eval.reference`` is no folder with films, or fewer than two can be read.
     """
     films, root, where = _films(config)
     if not films:
-        return None, {"no_fid": where}
+        return Reference(None, None, {"no_fid": where})
+    films, others = _divided(films, config)
+    found = _features(films, root, config, model, features, image_size)
+    apart = _features(others, root, config, model, features, image_size) if others else None
+    if apart is not None and len(apart) < len(others):  # some cannot be read
+        apart = None
+    told = {"reference": f"{len(found)} real films of {where}"}
+    return Reference(found, apart, told)
+
+
+def _features(
+    films: Sequence[FilmRecord],
+    root: Path,
+    config: Config,
+    model: OpenedModel,
+    features: Callable[[Tensor], Tensor],
+    image_size: tuple[int, int],
+) -> Tensor:
+    """float32 [R, D] of films, from the cache where they are there."""
     key = {
         "format": FORMAT,
         "model": model.value,
@@ -83,7 +115,7 @@ def reference_features(
                 f"({describe(tally.counts())}); expected at least two, or eval.reference none"
             )
         _write(path, found)
-    return found, {"reference": f"{len(found)} real films of {where}"}
+    return found
 
 
 def _films(config: Config) -> tuple[list[FilmRecord], Path, str]:
@@ -98,22 +130,26 @@ def _films(config: Config) -> tuple[list[FilmRecord], Path, str]:
             raise CxrlError(f"eval.reference: {root} is no folder with {', '.join(SUFFIXES)} files, nor none")
         names = [str(p.relative_to(root)) for p in paths]
         films = [FilmRecord(i, name, name, "test", "", name, "", ()) for i, name in enumerate(names)]
-        return _some(films, config), root, "the folder eval.reference"
+        return films, root, "the folder eval.reference"
     if not data.has_films:
         reason = f"data.source {data.source} has no real films; name a folder with eval.reference"
         return [], Path(), reason
     index = load_index(data)
     films = [film for film in index.split(data.eval_split) if film.image]
-    return _some(films, config), index.root, f"split {data.eval_split} of {data.source}"
+    return films, index.root, f"split {data.eval_split} of {data.source}"
 
 
-def _some(films: Sequence[FilmRecord], config: Config) -> list[FilmRecord]:
-    """At most ``eval.num_reference`` films, in the order of a digest of (seed, film)."""
+def _divided(films: Sequence[FilmRecord], config: Config) -> tuple[list[FilmRecord], list[FilmRecord]]:
+    """At most ``eval.num_reference`` films, in the order of a digest of (seed, film); and ``eval.num_images``
+    others, from the end, where that leaves at least as many to the reference.
+    """
 
     def digest(film: FilmRecord) -> bytes:
         return hashlib.blake2b(f"{config.seed}/{film.film}".encode(), digest_size=8).digest()
 
-    return sorted(films, key=digest)[: config.eval.num_reference]
+    ordered, num = sorted(films, key=digest), config.eval.num_images
+    kept = len(ordered) - num if len(ordered) >= 2 * num else len(ordered)
+    return ordered[: min(kept, config.eval.num_reference)], ordered[kept:]
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from cxrl.metrics.classification import weighted_auroc
 from cxrl.metrics.distribution import weighted_frechet
 from cxrl.metrics.diversity import within_prompt
 from cxrl.metrics.names import KEYS
-from cxrl.metrics.posture import posture_score
+from cxrl.metrics.posture import pose_sd, posture_score
 
 JUDGE_BATCH = 64
 NUM_JUDGEMENTS = 4
@@ -82,7 +82,7 @@ class Evaluation:
     """The scores of one set of images.
 
     Attributes:
-        values: The six of ``KEYS``; nan where undefined, as diversity with one image per prompt.
+        values: Those of ``KEYS``; nan where undefined, as diversity with one image per prompt.
         replicates: Of every key, float64 [B] bootstrap values; B = 0 without intervals.
         auroc_per_finding: nan where a class is missing.
         num_images: N.
@@ -98,19 +98,19 @@ class Evaluation:
     images: ImageScores | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the six values, ``ci``, ``auroc_per_finding`` and ``ci_per_finding``; None where
+        """For JSON: the values, ``ci``, ``auroc_per_finding`` and ``ci_per_finding``; None where
         undefined.
         """
         return {
             **{key: _json(self.values[key]) for key in KEYS},
             "ci": self.intervals(),
             "auroc_per_finding": {name: _json(value) for name, value in self.auroc_per_finding.items()},
-            "ci_per_finding": {name: _interval(r) for name, r in self.auroc_replicates.items()},
+            "ci_per_finding": {name: interval(r) for name, r in self.auroc_replicates.items()},
         }
 
     def intervals(self) -> dict[str, list[float | None]]:
         """Key → [low, high], 95 %; None without."""
-        return {key: _interval(self.replicates[key]) for key in KEYS}
+        return {key: interval(self.replicates[key]) for key in KEYS}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Summary:
         paired = {key: self.policy.replicates[key] - self.anchor.replicates[key] for key in KEYS}
         return {
             **{key: _json(value) for key, value in values.items()},
-            "ci": {key: _interval(paired[key]) for key in KEYS},
+            "ci": {key: interval(paired[key]) for key in KEYS},
         }
 
     def gap(self) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ class Summary:
             (floor, low), (reached, mid), (ceiling, high) = sides
             values[key] = _json((reached - floor) / (ceiling - floor)) if ceiling != floor else None
             paired = len(low) == len(mid) == len(high)
-            ci[key] = _interval((mid - low) / (high - low) if paired else torch.empty(0))
+            ci[key] = interval((mid - low) / (high - low) if paired else torch.empty(0))
         return {**values, "ci": ci}
 
     def to_dict(self, *, wall_seconds: float) -> dict[str, Any]:
@@ -161,6 +161,7 @@ class Summary:
             "seed": self.seed,
             "wall_seconds": wall_seconds,
             "num_images": self.policy.num_images,
+            "num_reports": len(self.batch.prompts),
             "judges": self.judges,
         }
 
@@ -188,6 +189,7 @@ def evaluate_images(
     bootstrap: int,
     judged: Callable[[int], None] = lambda count: None,
     comparable: bool = True,
+    instead: Tensor | None = None,
 ) -> Evaluation:
     """Scores of images against their prompts.
 
@@ -200,6 +202,8 @@ def evaluate_images(
         judged: Is told how many more images one of the ``NUM_JUDGEMENTS`` has seen.
         comparable: Whether they are as many as the other sides'; without that there is no Fréchet distance,
             whose bias is in their number.
+        instead: [M, D] features, as many as the other sides have images: the Fréchet distance is theirs, and
+            its resamples draw from them one by one. For real films, of which a report has one.
 
     Raises:
         ValueError: Images of a wrong shape or range.
@@ -218,7 +222,7 @@ def evaluate_images(
     probability = _judged(judges, "diagnosis", judges.classify, images, judged)
     labels = batch.labels_of(judges.findings)
     features, reference = _judged(judges, "diagnosis", judges.features, images, judged), judges.reference
-    reference = reference if comparable else None
+    reference = reference if comparable and instead is None else None
     aligned = alignment(embeds, texts[batch.prompt_of].cpu()).double()
     each_image = ImageScores(
         posture.float(), truth_probability(probability, labels), aligned.float(), psi, probability
@@ -236,14 +240,20 @@ def evaluate_images(
             "fid": _frechet(features, reference, weights),
             "ms_ssim": _mean_of_known(counts, similar),
             "diversity": _mean_of_known(counts, distance),
+            "pose_sd": pose_sd(psi, weights),
         }
         return values, each
 
     values, each = scores(torch.ones(1, num_prompts, dtype=torch.float64))
     replicates = {key: torch.empty(0, dtype=torch.float64) for key in KEYS}
     of_findings = torch.empty(0, len(judges.findings), dtype=torch.float64)
+    if instead is not None and judges.reference is not None:
+        values["fid"] = _frechet(instead, judges.reference, torch.ones(1, len(instead)))
     if bootstrap and num_prompts > 1:
-        replicates, of_findings = scores(_resamples(num_prompts, bootstrap, seed))
+        replicates, of_findings = scores(resamples(num_prompts, bootstrap, seed))
+        if instead is not None and judges.reference is not None:
+            counts = resamples(len(instead), bootstrap, seed)
+            replicates["fid"] = _frechet(instead, judges.reference, counts)
         replicates["fid"] = (replicates["fid"] - replicates["fid"].mean() + values["fid"]).clamp_min(0.0)
     return Evaluation(
         values={key: float(value) for key, value in values.items()},
@@ -316,7 +326,7 @@ def _frechet(features: Tensor, reference: Tensor | None, weights: Tensor) -> Ten
     return weighted_frechet(features, reference, weights)
 
 
-def _resamples(num_prompts: int, bootstrap: int, seed: int) -> Tensor:
+def resamples(num_prompts: int, bootstrap: int, seed: int) -> Tensor:
     """float64 [B, P]: how often each prompt is drawn in each of B resamples of P prompts with replacement."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(num_prompts, (bootstrap, num_prompts), generator=generator)
@@ -330,7 +340,8 @@ def _mean_of_known(counts: Tensor, values: Tensor) -> Tensor:
     return counts[:, known] @ values[known] / counts[:, known].sum(1)
 
 
-def _interval(replicates: Tensor) -> list[float | None]:
+def interval(replicates: Tensor) -> list[float | None]:
+    """[low, high] of 95 % of bootstrap values; None twice where there are none."""
     if replicates.numel() == 0 or bool(replicates.isnan().all()):
         return [None, None]
     bounds = torch.nanquantile(replicates, torch.tensor([0.025, 0.975], dtype=torch.float64))

@@ -11,6 +11,22 @@ def misalignment(psi: Tensor) -> Tensor:
     return psi.square().sum(dim=-1).sqrt()
 
 
+def pose_sd(psi: Tensor, weights: Tensor) -> Tensor:
+    """Root-mean-square distance of poses from their mean, under B reweightings of the images.
+
+    Args:
+        psi: [N, 5].
+        weights: [B, N] multiplicities.
+
+    Returns:
+        float64 [B], ≥ 0.
+    """
+    psi, w = psi.detach().double().cpu(), weights.double()
+    total = w.sum(1, keepdim=True)
+    mean, square = w @ psi / total, w @ psi.square() / total
+    return (square - mean.square()).sum(1).clamp_min(0.0).sqrt()
+
+
 def posture_score(psi: Tensor) -> Tensor:
     """r_align of the paper: minus the distance of the pose from the identity.
 

@@ -17,6 +17,7 @@ NAMES = {
     "fid": "Fréchet distance",
     "ms_ssim": "MS-SSIM within a report",
     "diversity": "diversity within a report",
+    "pose_sd": "spread of poses",
 }
 STYLE = {"anchor": "anchor", "policy": "policy", "real": "real"}
 JUDGE_OF = {"posture": "posture", "diagnosis": "auroc", "consistency": "consistency"}
@@ -87,8 +88,8 @@ def judge_curves(data: RunData) -> list[Chart]:
     for key in KEYS:
         points = _pairs([(float(p.epoch), p.side.values[key]) for p in data.points])
         line = Line("policy", points, "policy", band=_band(data, key))
-        real = data.real is not None and data.real.values[key] is not None
-        references = _bounds(data.anchor, data.real, key)
+        real = data.ceiling is not None and data.ceiling.values[key] is not None
+        references = _bounds(data.floor, data.ceiling, key)
         svg = line_chart(f"{NAMES[key]} by epoch", [line], references=references, mark=kept)
         if svg:
             charts.append(Chart(NAMES[key], svg, better(key, real)))
@@ -103,7 +104,7 @@ def compared_curves(runs: Sequence[RunData]) -> list[Chart]:
             Line(run.name, _pairs([(float(p.epoch), p.side.values[key]) for p in run.points]), f"s{n % 6}")
             for n, run in enumerate(runs)
         ]
-        real = {run.real.values[key] if run.real else None for run in runs}
+        real = {run.ceiling.values[key] if run.ceiling else None for run in runs}
         references = [Reference("real", value, "real") for value in real if value is not None]
         svg = line_chart(f"{NAMES[key]} by epoch", lines, references=references if len(real) == 1 else ())
         if svg:
@@ -134,7 +135,7 @@ def reward_against_judge(data: RunData) -> list[Chart]:
     points = _pairs([(float(p.epoch), p.side.values["diversity"]) for p in data.points])
     if charts and points:
         line = Line("policy", points, "policy", band=_band(data, "diversity"))
-        references = _bounds(data.anchor, data.real, "diversity")
+        references = _bounds(data.floor, data.ceiling, "diversity")
         svg = line_chart("diversity by epoch", [line], references=references, width=_NARROW)
         charts.append(Chart("diversity", svg, "of the same images, by epoch"))
     return charts

@@ -28,7 +28,7 @@ from cxrl.output.figures import Chart
 from cxrl.output.gallery import Card, Extreme, cards, data_uri, extremes
 from cxrl.output.run_data import TASKS, Number, RunData, Side, read_run
 from cxrl.presets import load_preset, presets
-from cxrl.storage.layout import BOUNDS, GALLERY, METRICS, PROVENANCE, SCORES
+from cxrl.storage.layout import BOUNDS, GALLERY, METRICS, PROVENANCE, RESULT_GRID, SCORES
 from cxrl.storage.run_dir import flat
 
 LARGEST = 5_000_000
@@ -84,8 +84,8 @@ class Section:
 
     @property
     def first_grid(self) -> int:
-        """Which grid is shown first: the one whose weights were kept, else the last."""
-        kept = [n for n, (title, _) in enumerate(self.grids) if "kept" in title]
+        """Which grid is shown first: the result, or the one whose weights were kept, else the last."""
+        kept = [n for n, (title, _) in enumerate(self.grids) if "kept" in title or "result" in title]
         return kept[-1] if kept else len(self.grids) - 1
 
 
@@ -231,7 +231,9 @@ def fill(section: Section, room: int, size_of: Callable[[Card], int]) -> int:
 
 
 def _grid_title(name: str, data: RunData) -> str:
-    """``epoch-000008-kept`` in words."""
+    """``epoch-000008`` or ``result`` in words."""
+    if name == Path(RESULT_GRID).stem:
+        return "the result, on reports that chose nothing"
     number = int(name.split("-")[1])
     kept = name.endswith("-kept") or number == data.end.get("kept_epoch") != data.end.get("epochs")
     return f"epoch {number}{', whose weights were kept' if kept else ''}"

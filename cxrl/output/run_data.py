@@ -42,6 +42,8 @@ NAMED = ("reward", "reward_std", "win_rate", "seconds", "grad_norm", "eval", "ev
 PLAIN = ("kl", "clip_fraction", "ratio_max_dev", "diversity", "loss", "advantage_std")
 """What the page draws of an epoch: numbers by name, and numbers."""
 _MOST_EPOCHS = 10**9
+_FIRST = KEYS[:6]
+"""What every version wrote of a side."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class RunData:
         config_text: As they are written.
         records: The lines of metrics.jsonl.
         anchor, policy, real: By the judges, at the end; None where they are not known.
+        floor, ceiling: Anchor and real films as the epochs were judged, by the reports that choose.
         change, gap: Policy minus anchor; share of the way to real films. None before the end.
         told: What summary or bounds say of judges and films, as text by name.
         points: Every evaluation, the anchor first.
@@ -105,7 +108,8 @@ class RunData:
         gallery: Side → uint8 [P, h, w]; and ``image`` [P], their numbers in ``scores``.
         sessions: The processes that worked on it.
         grids: Name and bytes of samples/*.png, each content once.
-        end: epochs, kept_epoch, stopped_early, num_images, seed, wall_seconds, where known.
+        end: epochs, kept_epoch, stopped_early, num_images, num_reports, num_selection_reports, seed,
+            wall_seconds, where known.
     """
 
     path: Path
@@ -118,6 +122,8 @@ class RunData:
     anchor: Side | None
     policy: Side | None
     real: Side | None
+    floor: Side | None
+    ceiling: Side | None
     change: Side | None
     gap: Side | None
     told: dict[str, str]
@@ -159,6 +165,7 @@ def read_run(run_dir: Path) -> RunData:
     gallery = _checked(run_dir / GALLERY, _gallery) if (run_dir / GALLERY).is_file() else {}
     _fit(gallery, scores, run_dir)
     sides = {**(bounds or {}), **(summary or {})}
+    of_epochs = bounds or sides
     return RunData(
         path=run_dir,
         name=run_dir.resolve().name,
@@ -170,10 +177,12 @@ def read_run(run_dir: Path) -> RunData:
         anchor=sides.get("anchor"),
         policy=sides.get("policy"),
         real=sides.get("real"),
+        floor=of_epochs.get("anchor"),
+        ceiling=of_epochs.get("real"),
         change=sides.get("change"),
         gap=sides.get("gap"),
         told={**(bounds or {}).get("told", {}), **(summary or {}).get("told", {})},
-        points=_points(records, (bounds or {}).get("anchor") or sides.get("anchor")),
+        points=_points(records, of_epochs.get("anchor")),
         scores=scores,
         gallery=gallery,
         sessions=provenance or [],
@@ -229,7 +238,7 @@ def _interval(value: Any) -> tuple[Number, Number]:
 
 def _side(data: Mapping[str, Any]) -> Side:
     return Side(
-        values={key: number(data[key]) for key in KEYS},
+        values={key: number(data[key] if key in _FIRST else data.get(key)) for key in KEYS},
         ci={key: _interval(dict(data.get("ci") or {}).get(key)) for key in KEYS},
         auroc=_named(data.get("auroc_per_finding")),
         auroc_ci={str(n): _interval(v) for n, v in dict(data.get("ci_per_finding") or {}).items()},
@@ -249,7 +258,8 @@ def _bounds(data: dict[str, Any]) -> dict[str, Any]:
 def _summary(data: dict[str, Any]) -> dict[str, Any]:
     for side in ("anchor", "policy", "change"):
         dict(data[side])
-    counts = ("epochs", "kept_epoch", "num_images", "seed", "wall_seconds")
+    counts = ["epochs", "kept_epoch", "num_images", "seed", "wall_seconds"]
+    counts += ["num_reports", "num_selection_reports"]
     end: dict[str, Any] = {name: number(data.get(name)) for name in counts}
     end["stopped_early"] = str(data.get("stopped_early") or "")
     sides = _sides(data, (*SIDES, "change", "gap"))

@@ -69,7 +69,7 @@ class TerminalProgress(Progress):
         if not epoch:
             rows = [("anchor", record["anchor"]), ("real films", record["real"])]
         cells = [(name, *(score(values[key]) for key in KEYS)) for name, values in rows if values]
-        text = format_table(cells, header=("judges", *KEYS), right=range(1, 7))
+        text = format_table(cells, header=("judges", *KEYS), right=range(1, len(KEYS) + 1))
         self.message(text if epoch else f"{text}\n")
         self._header = ()
 
@@ -226,6 +226,7 @@ def _judged_by(summary: Mapping[str, Any]) -> str:
     took = duration(summary["wall_seconds"])
     rows = [
         ("images", f"{summary['num_images']} a side; seed {summary['seed']}; {took}"),
+        *_reports(summary),
         ("judges", f"{who}; {fid}"),
     ]
     if judges.get("real_films"):
@@ -235,6 +236,14 @@ def _judged_by(summary: Mapping[str, Any]) -> str:
         rows.append(("weights", f"of epoch {kept} of {epochs}, the last within limits"))
     rows.append(("", "↑ higher, ↓ lower, → nearer to real films is better; - unknown"))
     return format_table(rows, width=_NARROW)
+
+
+def _reports(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if summary.get("num_reports") is None:  # of an earlier version
+        return []
+    chosen = summary.get("num_selection_reports")
+    by = "" if chosen is None else f"; epochs were judged, and chosen, by {chosen} others"
+    return [("reports", f"{summary['num_reports']}, which chose nothing{by}")]
 
 
 def _change(side: Mapping[str, Any], key: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cxrl.config import Config
+from cxrl.data.equal_texts import same_text
 from cxrl.data.prompts import ReportPrompt
-from cxrl.data.sources import load_prompts, message, readable
+from cxrl.data.sources import load_prompts, message, part, readable
 from cxrl.errors import CxrlError
 from cxrl.evaluation.judges import build_judges, open_judges
 from cxrl.evaluation.summary import JudgeModels
@@ -26,7 +27,9 @@ from cxrl.rl.update import Updater
 from cxrl.scorers.choice import open_models, phantom_models
 from cxrl.scorers.digests import scorer_digests
 
-Prompts = tuple[Sequence[ReportPrompt], Sequence[ReportPrompt]]
+Prompts = tuple[Sequence[ReportPrompt], ...]
+"""Reports of the caller's own: (training, held-out), or (training, selection, held-out)."""
+SPLITS = ("train", "selection", "eval")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Parts:
         sampler: Draws with it.
         updater: Teaches it.
         anchors: Draw what its images are compared with.
-        evaluator: Judges it.
+        selection: Judges it while it trains; its reports choose.
+        evaluator: Judges the result, on reports that chose nothing.
         limits: Stop it.
         digests: Option → digest of the files that a reward or judge was made of.
         notes: What the user should know of the reports and models.
@@ -52,6 +56,7 @@ class Parts:
     sampler: Sampler
     updater: Updater
     anchors: Anchors
+    selection: Evaluator
     evaluator: Evaluator
     limits: Limits
     digests: Mapping[str, str]
@@ -73,7 +78,9 @@ def build(
         engine: The processes.
         rewards: Name → model, in place of the ones that ``config.rewards`` names.
         judges: In place of ``config.eval.judges``.
-        prompts: (training, held-out) in place of ``config.data``.
+        prompts: (training, held-out) or (training, selection, held-out) in place of ``config.data``. Of two
+            the held-out ones are divided: ``data.selection_num_prompts`` of ``data.eval_num_prompts`` and
+            these choose.
 
     Raises:
         CxrlError: A model or a report cannot be had, or they do not fit the configuration.
@@ -88,11 +95,16 @@ def build(
         gradient_checkpointing=model.gradient_checkpointing,
     )
     if prompts is None:
-        sets = [load_prompts(config, base, split) for split in ("train", "eval")]
+        sets = [load_prompts(config, base, split) for split in SPLITS]
     else:
+        if len(prompts) not in (2, 3):
+            raise CxrlError(f"prompts: {len(prompts)} lists, expected training, selection and held-out")
         sets = [readable(p, base, config.data.on_long_prompt) for p in prompts]
-    notes = [message(config.data, split, s) for split, s in zip(("train", "eval"), sets, strict=True)]
-    training, held_out = (chosen.prompts for chosen in sets)
+        if len(sets) == 2:
+            sets[1:] = [part(sets[1], config.data, split, "prompts") for split in SPLITS[1:]]
+        _check_apart(*(chosen.prompts for chosen in sets))
+    notes = [message(config.data, split, s) for split, s in zip(SPLITS, sets, strict=True)]
+    training, choosing, held_out = (chosen.prompts for chosen in sets)
     _check_epoch(config, len(training), engine.world)
     names = config.rewards.names
     own = names if rewards else own_rewards(names)
@@ -106,6 +118,19 @@ def build(
         notes += [f"warning: {line}" for line in phantom_models(config)]
     policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
     sampler, scorer = Sampler(policy, config.sampler), Scorer(made, engine)
+
+    def judge(split: str, reports: Sequence[ReportPrompt]) -> Evaluator:
+        return Evaluator(
+            sampler,
+            reports,
+            judged_by,
+            config,
+            engine,
+            split=split,
+            scorer=scorer,
+            own_prompts=prompts is not None,
+        )
+
     return Parts(
         prompts=training,
         scorer=scorer,
@@ -113,9 +138,8 @@ def build(
         sampler=sampler,
         updater=Updater(sampler, config.optim, engine),
         anchors=Anchors(sampler, config, engine),
-        evaluator=Evaluator(
-            sampler, held_out, judged_by, config, engine, scorer=scorer, own_prompts=prompts is not None
-        ),
+        selection=judge("selection", choosing),
+        evaluator=judge("eval", held_out),
         limits=Limits(config, policy),
         digests=scorer_digests((*of_rewards.values(), *of_judges.values()), own),
         notes=tuple(note for note in notes if note),
@@ -128,6 +152,18 @@ def prompts_digest(prompts: Sequence[ReportPrompt]) -> str:
     for p in prompts:
         digest.update(f"{p.prompt_id}\0{p.text}\0{p.labels}\0{p.findings}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def _check_apart(*sets: Sequence[ReportPrompt]) -> None:
+    """Raises CxrlError where a text is in two of the caller's sets."""
+    seen: dict[str, int] = {}
+    for number, reports in enumerate(sets):
+        for prompt in reports:
+            if seen.setdefault(same_text(prompt.text), number) != number:
+                raise CxrlError(
+                    f"prompts: the text of prompt {prompt.prompt_id} is in {SPLITS[number]} and in "
+                    f"{SPLITS[seen[same_text(prompt.text)]]}; a report trains, chooses or is judged"
+                )
 
 
 def _check_epoch(config: Config, num_prompts: int, num_processes: int) -> None:

@@ -1,5 +1,7 @@
 """Evaluation by judges that gave no reward, and what is left of it in files.
 
+There are two: of the reports that choose while a run trains, and of those of its result, which chose nothing.
+
 Anchor and policy get the same held-out prompts, the same x_T and the same step noise: their difference is
 paired. The policy is judged with its averaged weights, the ones that are saved. The reward models score the
 same images: where a reward rises and its judge does not, the reward is being gamed.
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cxrl.conditions import MAX_IMAGES
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.evaluation.real_films import RealFilms, real_films
@@ -27,6 +30,8 @@ from cxrl.evaluation.summary import (
     describe_judges,
     evaluate_images,
     evaluation_batch,
+    interval,
+    resamples,
 )
 from cxrl.images.png import save_grid
 from cxrl.rl.engine import Engine
@@ -36,7 +41,7 @@ from cxrl.rl.rollout import Sampler, batch_noise
 from cxrl.rl.scoring import Scorer
 from cxrl.rl.seeding import generator
 
-NOISE_PURPOSE = "evaluation"
+NOISE_PURPOSE = {"eval": "evaluation", "selection": "selection"}
 QUICK_BOOTSTRAP = 200
 """Resamples at most while a run trains: enough for the bands of a curve, at no cost beside the drawing."""
 
@@ -63,17 +68,32 @@ class Judged:
             return {}
         return dict(zip(self.rewards.names, self.rewards.values.mean(0).tolist(), strict=True))
 
-    def record(self) -> dict[str, Any]:
-        """For the line of an epoch: ``eval``, ``eval_ci`` and ``eval_reward``."""
+    def reward_intervals(self, bootstrap: int, seed: int) -> dict[str, list[float | None]]:
+        """Name → 95 % interval of the mean over the images: a bootstrap over reports, as the judges'."""
+        if self.rewards is None:
+            return {}
+        num, values = len(self.batch.prompts), self.rewards.values.double().cpu()
+        of = self.batch.prompt_of.cpu()
+        weights = resamples(num, bootstrap if num > 1 else 0, seed)[:, of]
+        means = weights @ values / weights.sum(1, keepdim=True)
+        return {name: interval(means[:, k]) for k, name in enumerate(self.rewards.names)}
+
+    def record(self, seed: int = 0) -> dict[str, Any]:
+        """For the line of an epoch: ``eval`` and ``eval_reward``, each with its intervals, ``…_ci``."""
         scores = self.evaluation.to_dict()
-        values = {key: scores[key] for key in self.evaluation.values}
-        return {"eval": values, "eval_ci": scores["ci"], "eval_reward": self.reward_means()}
+        return {
+            "eval": {key: scores[key] for key in self.evaluation.values},
+            "eval_ci": scores["ci"],
+            "eval_reward": self.reward_means(),
+            "eval_reward_ci": self.reward_intervals(len(self.evaluation.replicates["posture"]), seed),
+        }
 
 
 class Evaluator:
     """Judges the policy between the anchor, whose images are drawn and judged once, and real films.
 
     Attributes:
+        split: "eval", the reports of the result, or "selection", those that choose.
         batch: The held-out reports, and which of the N images is of which.
         progress: Is told how far it is.
     """
@@ -86,23 +106,29 @@ class Evaluator:
         config: Config,
         engine: Engine,
         *,
+        split: str = "eval",
         scorer: Scorer | None = None,
         own_prompts: bool = False,
     ) -> None:
         """
         Args:
             sampler: Draws.
-            prompts: Held-out reports.
+            prompts: Held-out reports of ``split``.
             judges: Models that gave no reward.
             config: ``eval``, ``data`` and ``seed``.
             engine: The processes.
+            split: "eval" or "selection".
             scorer: The rewards, to be shown beside the judges.
             own_prompts: The reports are not those of ``config.data``, so it has no films of them.
         """
         self.sampler, self.prompts, self.judges = sampler, prompts, judges
         self.config, self.engine, self.scorer = config, engine, scorer
-        self.own_prompts, self.progress = own_prompts, Progress()
-        self.batch = evaluation_batch(prompts, config.eval.num_images, config.eval.samples_per_prompt)
+        self.own_prompts, self.progress, self.split = own_prompts, Progress(), split
+        each, num = config.eval.samples_per_prompt, config.eval.num_images
+        if split == "selection":  # quick, and its intervals too
+            num = min(num, max(2, each * len(prompts)))
+        self._bootstrap = min(config.eval.bootstrap, QUICK_BOOTSTRAP if split == "selection" else MAX_IMAGES)
+        self.batch = evaluation_batch(prompts, num, each)
 
     @cached_property
     def anchor_images(self) -> Tensor:
@@ -116,7 +142,7 @@ class Evaluator:
     @cached_property
     def anchor(self) -> Judged:
         """The anchor's scores, with intervals."""
-        return self._judge("anchor", self.anchor_images, self.batch, self.config.eval.bootstrap)
+        return self._judge("anchor", self.anchor_images, self.batch)
 
     @cached_property
     def films(self) -> RealFilms:
@@ -124,35 +150,30 @@ class Evaluator:
         if self.own_prompts:
             empty = torch.zeros(0, 1, *self.sampler.policy.base.image_size)
             return RealFilms(empty, self.batch.slice(0, 0), "the reports are the caller's own")
-        return real_films(self.config, self.batch, self.sampler.policy.base.image_size)
+        return real_films(self.config, self.batch, self.sampler.policy.base.image_size, self.split)
 
     @cached_property
     def real(self) -> Judged | None:
-        """The scores of real films, or None. Of fewer films than images neither the Fréchet distance nor
-        what needs several a report can be compared, so they stay undefined.
+        """The scores of real films, or None. Where a report has one film, what needs several stays undefined,
+        and the Fréchet distance is that of as many other films.
         """
         films = self.films
         if not len(films):
             return None
-        return self._judge(
-            "real films", films.images.to(self.engine.device), films.batch, self.config.eval.bootstrap
-        )
+        return self._judge("real films", films.images.to(self.engine.device), films.batch)
 
     def evaluate(self) -> Judged:
-        """The policy's scores, with quick intervals."""
-        images = self._draw(anchor=False)
-        return self._judge("policy", images, self.batch, min(QUICK_BOOTSTRAP, self.config.eval.bootstrap))
+        """The policy's scores, with intervals."""
+        return self._judge("policy", self._draw(anchor=False), self.batch)
 
     def summary(self) -> tuple[Summary, Judged]:
         """Anchor, policy and real films with intervals; and the policy's images."""
-        images = self._draw(anchor=False)
-        policy = self._judge("policy", images, self.batch, self.config.eval.bootstrap)
-        real = self.real
+        policy, real = self.evaluate(), self.real
         return Summary(
             self.anchor.evaluation,
             policy.evaluation,
             self.batch,
-            images,
+            policy.images,
             self.config.seed,
             describe_judges(self.judges, self.config.eval.judges) | {"real_films": self.films.told},
             None if real is None else real.evaluation,
@@ -162,13 +183,16 @@ class Evaluator:
         """The content of bounds.json: what every number of the policy stands between."""
 
         def side(judged: Judged) -> dict[str, Any]:
-            return {**judged.evaluation.to_dict(), "reward": judged.reward_means()}
+            record = judged.record(self.config.seed)
+            rewards = {"reward": record["eval_reward"], "reward_ci": record["eval_reward_ci"]}
+            return {**judged.evaluation.to_dict(), **rewards}
 
         return {
             "anchor": side(self.anchor),
             "real": None if self.real is None else side(self.real),
             "real_films": self.films.told,
             "num_images": len(self.batch),
+            "num_reports": len(self.batch.prompts),
             "num_real": len(self.films),
             "judges": describe_judges(self.judges, self.config.eval.judges),
         }
@@ -187,7 +211,7 @@ class Evaluator:
 
     def _draw(self, *, anchor: bool) -> Tensor:
         total = len(self.batch)
-        rng = generator(self.config.seed, NOISE_PURPOSE, device=self.engine.device)
+        rng = generator(self.config.seed, NOISE_PURPOSE[self.split], device=self.engine.device)
         share = self.engine.share(total)
         shape = self.sampler.policy.base.latent_shape
         noise = batch_noise(rng, shape, total, share.start, share.stop)
@@ -197,19 +221,21 @@ class Evaluator:
             images = self.sampler.images(self.batch.slice(share.start, share.stop), noise, anchor=anchor)
         return self.engine.gather(images, total)
 
-    def _judge(self, side: str, images: Tensor, batch: PromptBatch, bootstrap: int) -> Judged:
+    def _judge(self, side: str, images: Tensor, batch: PromptBatch) -> Judged:
         work = NUM_JUDGEMENTS * len(batch) + (self.scorer.work(batch) if self.scorer else 0)
         with self.progress.stage(f"judging {side}", work):
             rewards = None
             if self.scorer is not None:
                 rewards = self.scorer(batch, images[self.engine.share(len(batch))])
+            others = getattr(self.judges, "apart", None) if len(batch) != len(self.batch) else None
             evaluation = evaluate_images(
                 images,
                 batch,
                 self.judges,
                 seed=self.config.seed,
-                bootstrap=bootstrap,
+                bootstrap=self._bootstrap,
                 judged=self.progress.advance,
                 comparable=len(batch) == len(self.batch),
+                instead=None if others is None else others[: len(self.batch)],
             )
         return Judged(evaluation, images, batch, rewards)

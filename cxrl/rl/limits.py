@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,9 +15,13 @@ from cxrl.storage.checkpoint import State
 from cxrl.storage.layout import GOOD_FILE
 from cxrl.storage.reading import check_weights, field
 
+_CHOOSE = ("selection_num_prompts", "eval_num_prompts", "eval_split")
+"""Settings of ``data`` that say which reports choose."""
+
 
 class Limits:
-    """Counts evaluations in a row at which quality or diversity is beyond its limit.
+    """Counts evaluations in a row, of the reports that choose, at which quality or diversity is beyond its
+    limit.
 
     Attributes:
         strikes: Such evaluations in a row.
@@ -29,39 +34,66 @@ class Limits:
 
     def __init__(self, config: Config, policy: Policy) -> None:
         self.config, self.policy = config.train, policy
-        self._judging = config.to_dict()["eval"]
+        told = config.to_dict()
+        self._judging = {"eval": told["eval"]} | {name: told["data"][name] for name in _CHOOSE}
         self.strikes, self.reason, self.good_epoch, self.changed = 0, "", 0, False
         self.good: dict[str, Tensor] = {}
         self.keep(0)
 
-    def problems(self, anchor: Evaluation, policy: Evaluation) -> str:
-        """What of an evaluation is beyond its limit, in words; empty when all is well."""
+    def problems(self, anchor: Evaluation, policy: Evaluation, real: Evaluation | None) -> str:
+        """What of an evaluation is beyond its limit, in words; empty when all is well.
+
+        Diversity is compared with real films': a policy may become as alike as they are. The Fréchet distance
+        of real films is what their number makes of none at all, so distances count from there. Where a number
+        of real films is not known, the anchor's stands alone.
+
+        Args:
+            anchor, policy: Of the same reports.
+            real: Of real films of these, if there are any.
+        """
         found = []
         share, factor = self.config.early_stop_diversity, self.config.early_stop_fid
-        diversity, fid = policy.values["diversity"], policy.values["fid"]
-        if share and diversity < share * anchor.values["diversity"]:
+        whose, reference = "the anchor's", anchor.values["diversity"]
+        if real is not None and math.isfinite(real.values["diversity"]):
+            whose, reference = "real films'", real.values["diversity"]
+        diversity = policy.values["diversity"]
+        if share and diversity < share * reference:
             found.append(
-                f"diversity {diversity:.3g} is below {share:g} × the anchor's "
-                f"{anchor.values['diversity']:.3g} (train.early_stop_diversity)"
+                f"diversity {diversity:.3g} is below {share:g} × {whose} {reference:.3g} "
+                "(train.early_stop_diversity)"
             )
-        if factor and fid > factor * anchor.values["fid"]:
+        fid, worst = policy.values["fid"], anchor.values["fid"]
+        floor = math.nan if real is None else real.values["fid"]
+        floor, above = (floor, f", both above real films' {floor:.3g}") if floor < worst else (0.0, "")
+        if factor and fid - floor > factor * (worst - floor):
             found.append(
-                f"Fréchet distance {fid:.3g} is above {factor:g} × the anchor's {anchor.values['fid']:.3g} "
+                f"Fréchet distance {fid:.3g} is above {factor:g} × the anchor's {worst:.3g}{above} "
                 "(train.early_stop_fid)"
             )
         return "; ".join(found)
 
-    def check(self, anchor: Evaluation, policy: Evaluation, epoch: int) -> str:
-        """Judge the evaluation of an epoch: within limits its weights are kept, beyond it is a strike.
+    def check(
+        self,
+        anchor: Evaluation,
+        policy: Evaluation,
+        real: Evaluation | None,
+        epoch: int,
+        *,
+        last: bool = False,
+    ) -> str:
+        """Judge the evaluation of an epoch: within limits its weights are kept, beyond it is a strike, unless
+        it is the last epoch, after which nothing can be stopped.
 
         Returns:
             As :meth:`problems`.
         """
-        problem = self.problems(anchor, policy)
+        problem = self.problems(anchor, policy, real)
         if not problem:
             self.strikes = 0
             self.keep(epoch)
             return ""
+        if last:
+            return problem
         self.strikes += 1
         if self.strikes >= self.config.patience:
             self.reason = problem
@@ -102,4 +134,4 @@ class Limits:
     def _limits(self) -> dict[str, Any]:
         c = self.config
         limits = {"diversity": c.early_stop_diversity, "fid": c.early_stop_fid, "patience": c.patience}
-        return {**limits, "eval": self._judging}
+        return {**limits, **self._judging}

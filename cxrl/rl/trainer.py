@@ -31,7 +31,7 @@ from cxrl.rl.comparison import compare, reward_units
 from cxrl.rl.engine import Engine
 from cxrl.rl.epoch_prompts import epoch_prompts
 from cxrl.rl.epoch_record import epoch_record, flat_numbers
-from cxrl.rl.evaluation import Judged
+from cxrl.rl.evaluation import Evaluator, Judged
 from cxrl.rl.image_files import save_judged
 from cxrl.rl.model_card import model_card
 from cxrl.rl.progress import Progress
@@ -39,13 +39,10 @@ from cxrl.rl.records import Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState
 from cxrl.rl.seeding import generator, seed_globals
-from cxrl.storage.layout import BOUNDS, CONFIG, SUMMARY, grid_name
+from cxrl.storage.layout import BOUNDS, CONFIG, RESULT_GRID, SUMMARY, grid_name
 from cxrl.storage.privacy import owner_only
 from cxrl.storage.run_dir import RunDir, flat
 from cxrl.storage.writing import write_json
-
-Verdict = tuple[Summary, Judged]
-"""The summary, and the images of the policy that it is of."""
 
 
 class Trainer:
@@ -92,7 +89,8 @@ class Trainer:
                 self.run_dir.check(config, resume=resume, overwrite=overwrite)
             self.config, self._fitted = fill_batch_sizes(config, self.engine.device, self.engine.world)
             self.parts = build(self.config, self.engine, rewards=rewards, judges=judges, prompts=prompts)
-        for part in (self.parts.sampler, self.parts.scorer, self.parts.evaluator):
+        p = self.parts
+        for part in (p.sampler, p.scorer, p.selection, p.evaluator):
             part.progress = self.progress
         self.state = RunState(self.config, self.parts, self.engine)
 
@@ -145,22 +143,19 @@ class Trainer:
 
     def _train(self) -> dict[str, Any]:
         train, state, limits = self.config.train, self.state, self.parts.limits
-        verdict: Verdict | None = None
         if limits.reason:
             self.progress.message(f"stopped after epoch {state.epoch}: {limits.reason}; change it to go on")
         elif state.epoch >= train.num_epochs:
             self.progress.message(f"all {train.num_epochs} epochs are done; --train.num-epochs for more")
         self._judge_anchor()
+        trained = False
         while state.epoch < train.num_epochs and not limits.reason:
-            record = self._train_epoch()
+            record, trained = self._train_epoch(), True
             state.epoch += 1
             state.kept_epoch = state.epoch
             last, started = state.epoch == train.num_epochs, time.perf_counter()
-            if last:
-                verdict = self._judge_at_end(record)
-            elif train.eval_every and state.epoch % train.eval_every == 0:
-                self._judge(record)
-            if "eval" in record:
+            if last or (train.eval_every and state.epoch % train.eval_every == 0):
+                self._judge(record, last)
                 record["seconds"]["judging"] = time.perf_counter() - started
             done, wall = state.epoch / train.num_epochs, state.wall_seconds()
             record |= {"wall_seconds": wall, "eta_seconds": wall * (1 - done) / done}
@@ -170,7 +165,11 @@ class Trainer:
             self.progress.epoch(record)
             if last or limits.reason or state.epoch % train.checkpoint_every == 0:
                 self.progress.checkpoint(state.save(self.run_dir))
-        return self._finish(*(verdict or self._judge_at_end({})))
+        if not (trained or limits.reason):
+            self._judge({}, last=True)  # resumed with other limits or fewer epochs, it may keep other weights
+        with self._kept_weights():
+            summary, policy = self.parts.evaluator.summary()
+        return self._finish(summary, policy)
 
     def _train_epoch(self) -> dict[str, Any]:
         config, parts, state = self.config, self.parts, self.state
@@ -227,46 +226,27 @@ class Trainer:
         return rollout
 
     def _judge_anchor(self) -> None:
-        """The floor and the ceiling: now, so that the epochs' times are their own."""
-        bounds = self.parts.evaluator.bounds()
+        """The floor and the ceiling of the epochs: now, so that their times are their own."""
+        bounds = self.parts.selection.bounds()
         if self.engine.is_main:
             write_json(self.run_dir.path / BOUNDS, bounds)
         self.progress.evaluation(0, bounds)
 
-    def _judge(self, record: dict[str, Any]) -> None:
-        """Judge the policy, write a grid, and count strikes."""
-        state, limits, evaluator = self.state, self.parts.limits, self.parts.evaluator
-        result = evaluator.evaluate()
-        record |= result.record()
-        self._grid(result.images)
+    def _judge(self, record: dict[str, Any], last: bool) -> None:
+        """Judge the policy by the reports that choose, write a grid, and count strikes: after some of them
+        in a row, or at the end after one, the last weights within limits are kept, if there were any.
+        """
+        state, limits, selection = self.state, self.parts.limits, self.parts.selection
+        result = selection.evaluate()
+        record |= result.record(self.config.seed)
+        self._grid(selection, grid_name(state.epoch), result.images)
         self.progress.evaluation(state.epoch, record)
-        problem = limits.check(evaluator.anchor.evaluation, result.evaluation, state.epoch)
+        bounds = selection.anchor.evaluation, selection.real.evaluation if selection.real else None
+        problem = limits.check(bounds[0], result.evaluation, bounds[1], state.epoch, last=last)
         if problem:
             self.progress.message(f"warning: epoch {state.epoch}: {problem}")
-        if limits.reason:
+        if limits.reason or (problem and last and limits.good_epoch):
             self._fall_back()
-
-    def _judge_at_end(self, record: dict[str, Any]) -> Verdict:
-        """The summary; of the last weights within limits, if there were such and the final ones are not."""
-        state, limits = self.state, self.parts.limits
-        summary, policy = self._verdict()
-        record |= policy.record()
-        self.progress.evaluation(state.epoch, record)
-        problem = limits.problems(summary.anchor, summary.policy)
-        if problem:
-            self.progress.message(f"warning: at the end: {problem}")
-        elif state.kept_epoch == state.epoch:
-            limits.keep(state.epoch)
-        if problem and limits.good_epoch and state.kept_epoch == state.epoch:
-            self._fall_back()
-            summary, policy = self._verdict()
-        return summary, policy
-
-    def _verdict(self) -> Verdict:
-        with self._kept_weights():
-            summary, policy = self.parts.evaluator.summary()
-        self._grid(policy.images)
-        return summary, policy
 
     def _fall_back(self) -> None:
         """Keep the last weights within limits."""
@@ -282,17 +262,19 @@ class Trainer:
         with policy.as_average(self.parts.limits.good if fell_back else policy.ema):
             yield
 
-    def _grid(self, images: Tensor) -> None:
-        state = self.state
+    def _grid(self, evaluator: Evaluator, name: str, images: Tensor) -> None:
         if self.engine.is_main:
-            path = self.run_dir.samples / grid_name(state.kept_epoch, kept=state.kept_epoch != state.epoch)
-            self.parts.evaluator.save_grid(path, images)
+            path = self.run_dir.samples / name
+            evaluator.save_grid(path, images)
             if not self.config.data.is_restricted:  # its captions quote reports
-                self.engine.log_picture("samples", read_grey(path), state.epoch)
+                tag = "result" if evaluator.split == "eval" else "samples"
+                self.engine.log_picture(tag, read_grey(path), self.state.epoch)
 
     def _finish(self, summary: Summary, policy: Judged) -> dict[str, Any]:
-        state, s = self.state, self.config.sampler
+        state, s, evaluator = self.state, self.config.sampler, self.parts.evaluator
         result = summary.to_dict(wall_seconds=state.wall_seconds()) | state.describe()
+        result["num_selection_reports"] = len(self.parts.selection.batch.prompts)
+        self._grid(evaluator, RESULT_GRID, policy.images)
         sampler = {
             "num_steps": s.num_steps,
             "eta": s.eta,
@@ -305,7 +287,7 @@ class Trainer:
             card = model_card(self.config, result, self.parts.policy.fingerprint)
             with self._kept_weights():
                 save_adapter(self.parts.policy, self.run_dir.adapter, about, card)
-            save_judged(self.run_dir.path, self.parts.evaluator, policy)
+            save_judged(self.run_dir.path, evaluator, policy)
             write_json(self.run_dir.path / SUMMARY, result, hint="make room and use --resume")
         self.engine.wait()
         return result

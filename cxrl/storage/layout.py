@@ -3,14 +3,14 @@
 RUN/.cxrl-run.json              marker: the folder is a run's; locked while a process works on it
     config.yaml                 every setting, resolved
     provenance.json             every process that worked on it: command, version, commit, machine
-    bounds.json                 anchor and real films by the judges, before the first epoch
+    bounds.json                 anchor and real films by the judges, of the reports that choose
     metrics.jsonl               a line an epoch
-    summary.json                anchor, policy and real films by the judges
+    summary.json                anchor, policy and real films by the judges, of reports that chose nothing
     scores.csv                  every judged image by judges and rewards
     gallery.safetensors         a small picture a report: anchor, policy, real film of the phantom
     checkpoints/step-NNNNNN/    safetensors and JSON, after NNNNNN optimizer steps
     adapter/                    the finished policy
-    samples/epoch-NNNNNN.png    grids; epoch-NNNNNN-kept.png where weights of an earlier epoch were kept
+    samples/epoch-NNNNNN.png    grids of the reports that choose; result.png of those of the summary
     logs/                       of the trackers
 """
 
@@ -47,7 +47,8 @@ PARTIAL = ".partial-"
 _LONGEST = 200  # bytes, of the 255 that a name may have
 
 _STEP = re.compile(r"step-(\d+)", re.ASCII)
-_GRID = re.compile(r"epoch-(\d{6,})(-kept)?\.png", re.ASCII)
+RESULT_GRID = "result.png"
+_GRID = re.compile(r"epoch-(\d{6,})(-kept)?\.png", re.ASCII)  # -kept: of earlier versions
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.cxrl-tmp", re.ASCII | re.DOTALL)
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 
@@ -63,14 +64,14 @@ def step_number(name: str) -> int | None:
     return int(found[1]) if found and len(found[1]) < 19 and step_name(int(found[1])) == name else None
 
 
-def grid_name(epoch: int, *, kept: bool = False) -> str:
-    """The picture of the weights of an epoch; ``kept`` where a later epoch fell back to them."""
-    return f"epoch-{epoch:06d}{'-kept' if kept else ''}.png"
+def grid_name(epoch: int) -> str:
+    """The picture of the weights of an epoch."""
+    return f"epoch-{epoch:06d}.png"
 
 
 def is_grid(name: str) -> bool:
-    """Whether :func:`grid_name` gives this name."""
-    return _GRID.fullmatch(name) is not None
+    """Whether it is a picture of an epoch, or of the result."""
+    return name == RESULT_GRID or _GRID.fullmatch(name) is not None
 
 
 def is_event_file(name: str) -> bool:

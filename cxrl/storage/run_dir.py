@@ -157,7 +157,7 @@ class RunDir:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _epoch_of(line) < epochs]
         write_text(path, "".join(f"{line}\n" for line in kept))
-        for path in self.samples.glob("*-kept.png"):  # written again at the end, if it still holds
+        for path in self.samples.glob("*-kept.png"):  # an earlier version's, written again at the end
             if layout.is_grid(path.name):
                 _delete(path)
         if _epochs(self.adapter / layout.ADAPTER_FILE) > epochs:
@@ -165,6 +165,7 @@ class RunDir:
         if _epochs(self.path / layout.SUMMARY) > epochs:
             for name in (layout.SUMMARY, layout.SCORES, layout.GALLERY):
                 _delete(self.path / name)
+            _delete(self.samples / layout.RESULT_GRID)
         ignored = strays(self.checkpoints)
         return [f"{self.checkpoints}: no checkpoints, passed over: {', '.join(ignored)}"] if ignored else []
 

@@ -33,8 +33,8 @@ def limits(judged: dict[str, Any] | None = None, **settings: Any) -> Limits:
 
 def test_within_the_limits() -> None:
     limit = limits()
-    assert limit.check(scores(), scores(fid=1.5, diversity=0.8), 1) == ""
-    assert limit.check(scores(), scores(fid=float("nan"), diversity=float("nan")), 1) == ""
+    assert limit.check(scores(), scores(fid=1.5, diversity=0.8), None, 1) == ""
+    assert limit.check(scores(), scores(fid=float("nan"), diversity=float("nan")), None, 1) == ""
     assert (limit.strikes, limit.reason) == (0, "")
 
 
@@ -43,25 +43,25 @@ def test_within_the_limits() -> None:
 )
 def test_a_run_stops_after_strikes_in_a_row(bad: dict[str, float], name: str) -> None:
     limit = limits()
-    assert name in limit.check(scores(), scores(**bad), 1)
+    assert name in limit.check(scores(), scores(**bad), None, 1)
     assert limit.reason == ""
-    limit.check(scores(), scores(), 1)
-    limit.check(scores(), scores(**bad), 1)
+    limit.check(scores(), scores(), None, 1)
+    limit.check(scores(), scores(**bad), None, 1)
     assert limit.reason == ""
-    limit.check(scores(), scores(**bad), 1)
+    limit.check(scores(), scores(**bad), None, 1)
     assert name in limit.reason
 
 
 def test_zero_is_never() -> None:
     limit = limits(early_stop_diversity=0.0, early_stop_fid=0.0, patience=1)
-    assert limit.check(scores(), scores(fid=1e9, diversity=0.0), 1) == ""
+    assert limit.check(scores(), scores(fid=1e9, diversity=0.0), None, 1) == ""
 
 
 def test_the_weights_of_the_last_evaluation_within_limits_are_kept() -> None:
     limit = limits()
     for epoch, (value, bad) in enumerate([(1.0, False), (2.0, False), (3.0, True)], 1):
         limit.policy.ema["w"] = torch.tensor([value])
-        limit.check(scores(), scores(fid=9.0 if bad else 1.0), epoch)
+        limit.check(scores(), scores(fid=9.0 if bad else 1.0), None, epoch)
     assert (float(limit.good["w"]), limit.good_epoch, limit.strikes) == (2.0, 2, 1)
     limit.policy.ema["w"].fill_(7.0)
     assert float(limit.good["w"]) == 2.0
@@ -73,8 +73,8 @@ def test_the_weights_of_the_last_evaluation_within_limits_are_kept() -> None:
 def test_a_stop_holds_for_the_limits_that_it_was_for(settings: dict[str, Any], goes_on: bool) -> None:
     stopped = limits(patience=1)
     stopped.policy.ema["w"] = torch.tensor([5.0])
-    stopped.check(scores(), scores(), 3)
-    stopped.check(scores(), scores(fid=2.0), 4)
+    stopped.check(scores(), scores(), None, 3)
+    stopped.check(scores(), scores(fid=2.0), None, 4)
     assert stopped.reason
     again = limits(**({"patience": 1} | settings))
     again.load_state(stopped.state(), torch.device("cpu"), "here")
@@ -92,7 +92,7 @@ def test_another_policys_weights_are_refused() -> None:
 
 def test_a_stop_holds_for_what_was_judged() -> None:
     stopped = limits(patience=1)
-    stopped.check(scores(), scores(fid=2.0), 4)
+    stopped.check(scores(), scores(fid=2.0), None, 4)
     for judged, goes_on in (({}, False), ({"num_images": 32}, True)):
         again = limits(judged, patience=1)
         again.load_state(stopped.state(), torch.device("cpu"), "here")

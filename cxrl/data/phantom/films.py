@@ -10,6 +10,7 @@ A film is fixed by ``(seed, index)`` alone: neither batch size nor the number of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ films.
 FLAWED_POSE_SCALE = 2.0
 OTHER_FILM_SHARE = 0.16
 MISSED_FINDING_SHARE = 0.08
+_HELD_OUT = {"selection": 0x5E1EC7, "eval": 0xE7A1}
+"""Split → what is added to the seed: its reports name other findings than the training reports."""
 _CHUNK = 16
 
 
@@ -214,21 +217,35 @@ def films_for(findings: Sequence[tuple[Finding, ...]], *, seed: int, size: int =
 
 
 def phantom_prompts(num: int, *, seed: int, split: str = "train") -> list[ReportPrompt]:
-    """``num`` prompts with distinct texts; deterministic by seed. ``split`` chooses the phrasings."""
+    """``num`` prompts with distinct texts; deterministic by seed.
+
+    Args:
+        num: How many.
+        seed: Of findings and words; every split has other findings.
+        split: "train"; "selection" and "eval", in phrasings that neither generator nor rewards ever saw, and
+            no text in both; "all" phrasings.
+    """
     return [prompt for prompt, _ in distinct_reports(num, seed, split)]
 
 
 def distinct_reports(num: int, seed: int, split: str) -> Iterator[tuple[ReportPrompt, tuple[Finding, ...]]]:
     """The prompts of :func:`phantom_prompts` with the findings that each names."""
+    held_out = split in _HELD_OUT
     seen: set[str] = set()
     index = 0
     while len(seen) < num:
-        rng = _film_rng(seed, index)
+        rng = _film_rng(seed + _HELD_OUT.get(split, 0), index)
         index += 1
         if index > 100 * num + 1000:
             raise ValueError(f"only {len(seen)} distinct reports found for split {split!r}, {num} asked for")
         findings = sample_findings(rng)
-        text = write_report(findings, rng, split)
-        if text not in seen:
-            seen.add(text)
-            yield ReportPrompt(len(seen) - 1, text, labels_of(findings)), findings
+        text = write_report(findings, rng, "eval" if held_out else split)
+        if text in seen or (held_out and _side_of(text) != split):
+            continue
+        seen.add(text)
+        yield ReportPrompt(len(seen) - 1, text, labels_of(findings)), findings
+
+
+def _side_of(text: str) -> str:
+    """Which of the held-out splits a text belongs to, whatever the seed: none is in both."""
+    return "selection" if hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 3 == 0 else "eval"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cxrl.evaluation.parting import JUDGE_OF, Parting, Scored, partings
 from cxrl.metrics.names import KEYS, LOWER_IS_BETTER, NEAR_TO_REAL, PSI
 from cxrl.output.charts import Line, Reference, dot_chart, histogram_lines, line_chart, stacked_bars
 from cxrl.output.run_data import Number, RunData, Side, number
@@ -20,7 +21,6 @@ NAMES = {
     "pose_sd": "spread of poses",
 }
 STYLE = {"anchor": "anchor", "policy": "policy", "real": "real"}
-JUDGE_OF = {"posture": "posture", "diagnosis": "auroc", "consistency": "consistency"}
 POSE_NAMES = {
     "log_sx": "width (log)",
     "log_sy": "height (log)",
@@ -139,6 +139,21 @@ def reward_against_judge(data: RunData) -> list[Chart]:
         svg = line_chart("diversity by epoch", [line], references=references, width=_NARROW)
         charts.append(Chart("diversity", svg, "of the same images, by epoch"))
     return charts
+
+
+def partings_of(data: RunData) -> list[tuple[int, Parting]]:
+    """(epoch, what parts there) of every evaluation at which a reward and its judge part."""
+
+    def scored(epoch: int, side: Side) -> Scored:
+        return Scored(epoch, side.values, side.reward, side.ci, side.reward_ci)
+
+    real = None if data.ceiling is None else scored(0, data.ceiling)
+    history = [scored(point.epoch, point.side) for point in data.points]
+    return [
+        (history[end - 1].epoch, parting)
+        for end in range(2, len(history) + 1)
+        for parting in partings(history[:end], real)
+    ]
 
 
 def unjudged_rewards(data: RunData) -> list[str]:

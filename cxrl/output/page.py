@@ -78,6 +78,11 @@ class Section:
         return sorted({name for card in self.cards for name in card.findings})
 
     @property
+    def partings(self) -> list[str]:
+        """Where a reward and its judge part, in words."""
+        return [f"Epoch {epoch}: {parting}." for epoch, parting in figures.partings_of(self.data)]
+
+    @property
     def unjudged(self) -> str:
         """Rewards without a judge, in words."""
         return ", ".join(figures.unjudged_rewards(self.data))

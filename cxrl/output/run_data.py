@@ -56,6 +56,7 @@ class Side:
         auroc: Finding → AUROC.
         auroc_ci: Finding → interval.
         reward: Reward model → mean over the same images.
+        reward_ci: Reward model → interval.
     """
 
     values: dict[str, Number]
@@ -63,6 +64,7 @@ class Side:
     auroc: dict[str, Number] = field(default_factory=dict)
     auroc_ci: dict[str, tuple[Number, Number]] = field(default_factory=dict)
     reward: dict[str, Number] = field(default_factory=dict)
+    reward_ci: dict[str, tuple[Number, Number]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -236,13 +238,18 @@ def _interval(value: Any) -> tuple[Number, Number]:
     return number(low), number(high)
 
 
+def _intervals(data: Any) -> dict[str, tuple[Number, Number]]:
+    return {str(name): _interval(value) for name, value in dict(data or {}).items()}
+
+
 def _side(data: Mapping[str, Any]) -> Side:
     return Side(
         values={key: number(data[key] if key in _FIRST else data.get(key)) for key in KEYS},
         ci={key: _interval(dict(data.get("ci") or {}).get(key)) for key in KEYS},
         auroc=_named(data.get("auroc_per_finding")),
-        auroc_ci={str(n): _interval(v) for n, v in dict(data.get("ci_per_finding") or {}).items()},
+        auroc_ci=_intervals(data.get("ci_per_finding")),
         reward=_named(data.get("reward")),
+        reward_ci=_intervals(data.get("reward_ci")),
     )
 
 
@@ -307,8 +314,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
                 _named(record.get(name))
             for name in PLAIN:
                 number(record.get(name))
-            for value in dict(record.get("eval_ci") or {}).values():
-                _interval(value)
+            for name in ("eval_ci", "eval_reward_ci"):
+                _intervals(record.get(name))
         except _DAMAGE:
             raise CxrlError(f"{path} is damaged at line {line}; remove the line") from None
     return records
@@ -320,7 +327,8 @@ def _points(records: Sequence[Mapping[str, Any]], anchor: Side | None) -> list[P
         if isinstance(record.get("eval"), Mapping):
             values = {key: number(record["eval"].get(key)) for key in KEYS}
             ci = {key: _interval(dict(record.get("eval_ci") or {}).get(key)) for key in KEYS}
-            side = Side(values, ci, reward=_named(record.get("eval_reward")))
+            rewards = _named(record.get("eval_reward")), _intervals(record.get("eval_reward_ci"))
+            side = Side(values, ci, reward=rewards[0], reward_ci=rewards[1])
             points.append(Point(int(record["epoch"]) + 1, side))
     return points
 

@@ -78,7 +78,7 @@ class Judged:
         means = weights @ values / weights.sum(1, keepdim=True)
         return {name: interval(means[:, k]) for k, name in enumerate(self.rewards.names)}
 
-    def record(self, seed: int = 0) -> dict[str, Any]:
+    def record(self, seed: int) -> dict[str, Any]:
         """For the line of an epoch: ``eval`` and ``eval_reward``, each with its intervals, ``…_ci``."""
         scores = self.evaluation.to_dict()
         return {

@@ -19,6 +19,7 @@ from torch import Tensor
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch
 from cxrl.errors import CxrlError
+from cxrl.evaluation.parting import Scored, partings
 from cxrl.evaluation.summary import JudgeModels, Summary
 from cxrl.images.png import read_grey
 from cxrl.machine import session
@@ -39,8 +40,9 @@ from cxrl.rl.records import Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState
 from cxrl.rl.seeding import generator, seed_globals
-from cxrl.storage.layout import BOUNDS, CONFIG, RESULT_GRID, SUMMARY, grid_name
+from cxrl.storage.layout import BOUNDS, CONFIG, METRICS, RESULT_GRID, SUMMARY, grid_name
 from cxrl.storage.privacy import owner_only
+from cxrl.storage.reading import read_json_lines
 from cxrl.storage.run_dir import RunDir, flat
 from cxrl.storage.writing import write_json
 
@@ -93,6 +95,7 @@ class Trainer:
         for part in (p.sampler, p.scorer, p.selection, p.evaluator):
             part.progress = self.progress
         self.state = RunState(self.config, self.parts, self.engine)
+        self._bounds: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """Train to the end.
@@ -227,7 +230,7 @@ class Trainer:
 
     def _judge_anchor(self) -> None:
         """The floor and the ceiling of the epochs: now, so that their times are their own."""
-        bounds = self.parts.selection.bounds()
+        self._bounds = bounds = self.parts.selection.bounds()
         if self.engine.is_main:
             write_json(self.run_dir.path / BOUNDS, bounds)
         self.progress.evaluation(0, bounds)
@@ -245,8 +248,20 @@ class Trainer:
         problem = limits.check(bounds[0], result.evaluation, bounds[1], state.epoch, last=last)
         if problem:
             self.progress.message(f"warning: epoch {state.epoch}: {problem}")
+        self._tell_partings(record)
         if limits.reason or (problem and last and limits.good_epoch):
             self._fall_back()
+
+    def _tell_partings(self, record: Mapping[str, Any]) -> None:
+        """Warn where a reward rises and its judge does not."""
+        if not (self.engine.is_main and "epoch" in record):
+            return
+        path, real = self.run_dir.path / METRICS, self._bounds["real"]
+        before = read_json_lines(path) if path.exists() else []
+        judged = [r for r in (*before, record) if "eval" in r]
+        history = [Scored.of_bounds(self._bounds["anchor"]), *map(Scored.of_record, judged)]
+        for parting in partings(history, None if real is None else Scored.of_bounds(real)):
+            self.progress.message(f"warning: epoch {self.state.epoch}: {parting}")
 
     def _fall_back(self) -> None:
         """Keep the last weights within limits."""

@@ -151,8 +151,9 @@ def run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "run": {"trackers": []},
         }
     )
-    prompts = [ReportPrompt(i, text, (float(i),)) for i, text in enumerate(("lung", "heart"))]
-    Trainer(config, folder, rewards={"posture": Bright()}, judges=Judges(), prompts=(prompts, prompts)).run()
+    texts = ("lung", "heart"), ("left lung",), ("left heart", "no lung")
+    prompts = tuple([ReportPrompt(i, text, (float(i),)) for i, text in enumerate(each)] for each in texts)
+    Trainer(config, folder, rewards={"posture": Bright()}, judges=Judges(), prompts=prompts).run()
     return folder
 
 

@@ -26,6 +26,8 @@ TEXTS = (
     "lung",
     "left lung",
 )
+HELD_OUT = ("no effusion", "heart enlarged", "normal lung", "left heart", "size normal")
+"""The last one chooses, the others are of the result."""
 
 
 class Brightness:
@@ -72,12 +74,15 @@ class FakeJudges:
 
 @pytest.fixture
 def fakes() -> dict[str, Any]:
-    """Keyword arguments of a Trainer: fake rewards and judges, eight training and four held-out prompts."""
-    prompts = [ReportPrompt(i, text, (float(i % 2), float(i // 2 % 2))) for i, text in enumerate(TEXTS)]
+    """Keyword arguments of a Trainer: fake rewards and judges, eight training and five held-out prompts."""
+    prompts, held_out = (
+        [ReportPrompt(i, text, (float(i % 2), float(i // 2 % 2))) for i, text in enumerate(texts)]
+        for texts in (TEXTS, HELD_OUT)
+    )
     return {
         "rewards": {"posture": Brightness(), "diagnosis": LeftSide()},
         "judges": FakeJudges(),
-        "prompts": (prompts, prompts[:4]),
+        "prompts": (prompts, held_out),
     }
 
 

@@ -114,7 +114,10 @@ def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool, **section
         }
     )
     config = Config.from_dict(sections, config)
-    prompts = [ReportPrompt(i, text, (float(i % 2), 1.0)) for i, text in enumerate(conftest.TEXTS)]
+    prompts, held_out = (
+        [ReportPrompt(i, text, (float(i % 2), 1.0)) for i, text in enumerate(texts)]
+        for texts in (conftest.TEXTS, conftest.HELD_OUT[:3])
+    )
     rewards = {"posture": conftest.Brightness(), "diagnosis": conftest.LeftSide()}
     Trainer(
         config,
@@ -122,7 +125,7 @@ def train(conftest: Any, pipeline: str, folder: Path, *, resume: bool, **section
         resume=resume,
         rewards=rewards,
         judges=conftest.FakeJudges(),
-        prompts=(prompts, prompts[:2]),
+        prompts=(prompts, held_out),
     ).run()
 
 

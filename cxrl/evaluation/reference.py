@@ -69,8 +69,8 @@ def reference_features(
     films, others = _divided(films, config)
     found = _features(films, root, config, model, features, image_size)
     apart = _features(others, root, config, model, features, image_size) if others else None
-    if apart is not None and len(apart) < len(others):  # some cannot be read
-        apart = None
+    if apart is not None:
+        apart = apart[: config.eval.num_images] if len(apart) >= config.eval.num_images else None
     told = {"reference": f"{len(found)} real films of {where}"}
     return Reference(found, apart, told)
 
@@ -136,19 +136,21 @@ def _films(config: Config) -> tuple[list[FilmRecord], Path, str]:
         return [], Path(), reason
     index = load_index(data)
     films = [film for film in index.split(data.eval_split) if film.image]
-    return films, index.root, f"split {data.eval_split} of {data.source}"
+    where = f"split {data.eval_split} of {data.source}"
+    return films, index.root, where if films else f"no film in {where}"
 
 
 def _divided(films: Sequence[FilmRecord], config: Config) -> tuple[list[FilmRecord], list[FilmRecord]]:
     """At most ``eval.num_reference`` films, in the order of a digest of (seed, film); and ``eval.num_images``
-    others, from the end, where that leaves at least as many to the reference.
+    others with a few to spare, from the end, where that leaves at least as many to the reference.
     """
 
     def digest(film: FilmRecord) -> bytes:
         return hashlib.blake2b(f"{config.seed}/{film.film}".encode(), digest_size=8).digest()
 
     ordered, num = sorted(films, key=digest), config.eval.num_images
-    kept = len(ordered) - num if len(ordered) >= 2 * num else len(ordered)
+    others = num + num // 20 + 1
+    kept = len(ordered) - others if len(ordered) >= num + others else len(ordered)
     return ordered[: min(kept, config.eval.num_reference)], ordered[kept:]
 
 

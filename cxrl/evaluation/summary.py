@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.metrics.alignment import alignment
@@ -164,6 +165,15 @@ class Summary:
             "num_reports": len(self.batch.prompts),
             "judges": self.judges,
         }
+
+
+def num_judged(config: Config, split: str) -> int:
+    """Images of a side: ``eval.num_images`` of the result's reports, ``eval.samples_per_prompt`` of each of
+    the reports that choose, but no more than of the result's.
+    """
+    if split != "selection":
+        return config.eval.num_images
+    return min(config.eval.num_images, config.eval.samples_per_prompt * config.data.selection_num_prompts)
 
 
 def evaluation_batch(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cxrl.config import Config
+from cxrl.evaluation.summary import num_judged
 from cxrl.models.attention import PolicyAttention
 from cxrl.models.base import DECODE_BATCH, DECODE_PIXELS, DTYPES
 from cxrl.models.base_files import local_folder
@@ -68,14 +69,15 @@ def counts(config: Config) -> Counts:
     one_to_one = compared and config.comparison.anchor == "one_to_one"
     drawn = min(config.data.num_prompts, train.num_epochs * train.prompts_per_epoch)
     bank = 0 if not compared or one_to_one else drawn * config.comparison.bank_size * chain
-    evaluations = 1 + (0 if train.eval_every == 0 else (train.num_epochs - 1) // train.eval_every)
+    judged = 1 if train.eval_every == 0 else math.ceil(train.num_epochs / train.eval_every)
+    evaluated = 2 * num_judged(config, "eval") + (1 + judged) * num_judged(config, "selection")
     return Counts(
         images_per_epoch=images,
         rollout_rows=images * chain,
         update_rows=updated,
         anchor_rows=images * chain * one_to_one + (updated if config.optim.kl_weight > 0 else 0),
         bank_rows=bank,
-        eval_rows=(evaluations + 1) * config.eval.num_images * chain,
+        eval_rows=evaluated * chain,
     )
 
 

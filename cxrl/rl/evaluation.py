@@ -31,6 +31,7 @@ from cxrl.evaluation.summary import (
     evaluate_images,
     evaluation_batch,
     interval,
+    num_judged,
     resamples,
 )
 from cxrl.images.png import save_grid
@@ -124,9 +125,8 @@ class Evaluator:
         self.sampler, self.prompts, self.judges = sampler, prompts, judges
         self.config, self.engine, self.scorer = config, engine, scorer
         self.own_prompts, self.progress, self.split = own_prompts, Progress(), split
-        each, num = config.eval.samples_per_prompt, config.eval.num_images
-        if split == "selection":  # quick, and its intervals too
-            num = min(num, max(2, each * len(prompts)))
+        each = config.eval.samples_per_prompt
+        num = min(num_judged(config, split), each * len(prompts) if split == "selection" else MAX_IMAGES)
         self._bootstrap = min(config.eval.bootstrap, QUICK_BOOTSTRAP if split == "selection" else MAX_IMAGES)
         self.batch = evaluation_batch(prompts, num, each)
 

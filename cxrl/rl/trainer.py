@@ -168,7 +168,7 @@ class Trainer:
             self.progress.epoch(record)
             if last or limits.reason or state.epoch % train.checkpoint_every == 0:
                 self.progress.checkpoint(state.save(self.run_dir))
-        if not (trained or limits.reason):
+        if not (trained or limits.reason) and state.kept_epoch == state.epoch:
             self._judge({}, last=True)  # resumed with other limits or fewer epochs, it may keep other weights
         with self._kept_weights():
             summary, policy = self.parts.evaluator.summary()

@@ -10,6 +10,7 @@ import pytest
 
 from cxrl.config import Config
 from cxrl.data.prompts import ReportPrompt
+from cxrl.data.equal_texts import same_text
 from cxrl.data.sources import cache_folder, load_index, load_prompts, message, readable, study_order
 from cxrl.errors import CxrlError
 from cxrl.findings import PHANTOM_FINDINGS
@@ -62,20 +63,69 @@ def test_held_out_reports_come_from_their_split(table: Path) -> None:
         chosen = load_prompts(config(table, "table", num_prompts=99, **data), Words(), split)
         return {p.prompt_id for p in chosen.prompts}
 
-    train, validate, test = studies("train"), studies("eval"), studies("eval", eval_split="test")
+    train, validate, test = studies("train"), studies("selection"), studies("eval")
     assert not train & validate
     assert not validate & test
     assert max(train) < min(validate) < min(test), "numbers are lines of the table"
+    chosen, judged = (studies(split, eval_split="validate") for split in ("selection", "eval"))
+    assert chosen and judged and not chosen & judged
+    assert chosen | judged == validate
 
 
-def test_a_validation_split_that_is_all_in_test_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("reports", "wanted", "expected"),
+    [(40, (16, 64), (8, 32)), (2, (16, 64), (1, 1)), (3, (64, 1), (2, 1)), (200, (10, 20), (10, 20))],
+)
+def test_one_split_is_divided_as_was_asked_for(
+    tmp_path: Path, reports: int, wanted: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    path = tmp_path / "p.csv"
+    lines = [f"Film {n}.,test" for n in range(reports)]
+    path.write_text("\n".join(["text,split", "Film x.,train", *lines]))
+    made = config(path, selection_num_prompts=wanted[0], eval_num_prompts=wanted[1])
+    chosen, judged = (load_prompts(made, Words(), split).prompts for split in ("selection", "eval"))
+    assert (len(chosen), len(judged)) == expected
+    assert not {p.text for p in chosen} & {p.text for p in judged}
+
+
+def test_one_held_out_report_cannot_choose_and_be_the_result(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("text,split\nFilm 1.,train\nFilm 2.,validate\nfilm 2,test\n")
-    with pytest.raises(CxrlError, match="no report in split 'validate'"):
+    with pytest.raises(CxrlError, match=r"data\.eval_split test: it has 1 held-out report"):
         load_prompts(config(path), Words(), "eval")
-    assert [p.text for p in load_prompts(config(path, eval_split="test"), Words(), "eval").prompts] == [
-        "film 2"
+    with pytest.raises(CxrlError, match="no report in split 'validate'; data.eval_split test has some"):
+        load_prompts(config(path, eval_split="validate"), Words(), "eval")
+
+
+@pytest.mark.parametrize("source", ["phantom", "table"])
+def test_reports_that_choose_are_never_those_of_the_result(table: Path, source: str) -> None:
+    class AnyLength(Words):
+        max_tokens = 1000
+
+    root = {} if source == "phantom" else {"root": str(table), "cache": "none"}
+    for seed in range(3):
+        data = {"source": source, "selection_num_prompts": 120, "eval_num_prompts": 200, **root}
+        made = Config.from_dict({"seed": seed, "data": data})
+        texts = [
+            {same_text(p.text) for p in load_prompts(made, AnyLength(), split).prompts}
+            for split in ("train", "selection", "eval")
+        ]
+        assert all(texts)
+        assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+def test_the_phantom_asks_for_other_findings_in_every_split() -> None:
+    class AnyLength(Words):
+        max_tokens = 1000
+
+    made = Config.from_dict({"data": {"num_prompts": 64, "selection_num_prompts": 64}})
+    labels = [
+        [p.labels for p in load_prompts(made, AnyLength(), split).prompts]
+        for split in ("train", "selection", "eval")
     ]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        same = sum(a == b for a, b in zip(labels[one], labels[other], strict=True))
+        assert same < 32, "not the same films in other words"
 
 
 def test_which_reports_is_a_function_of_the_seed_and_a_prefix(table: Path) -> None:
@@ -102,9 +152,7 @@ def test_nothing_left_says_why(tmp_path: Path, table: Path) -> None:
     with pytest.raises(CxrlError, match="all 1 prompts are longer than the 5 tokens"):
         load_prompts(config(tmp_path / "long.txt"), Words(), "train")
     (tmp_path / "one.csv").write_text("text,split\nClear.,train\nUnchanged.,test\n")
-    with pytest.raises(
-        CxrlError, match=r"no report in split 'validate'; dropped: nothing left without .* 1 \("
-    ):
+    with pytest.raises(CxrlError, match=r"no report in split 'test'; dropped: nothing left without .* 1 \("):
         load_prompts(config(tmp_path / "one.csv"), Words(), "eval")
 
 
@@ -141,7 +189,8 @@ def test_mimic_reports_reach_a_run(mimic: Any, tmp_path: Path) -> None:
     chosen = load_prompts(c, Words(), "train")
     assert {p.text for p in chosen.prompts} == set(texts[:8])
     assert {p.prompt_id for p in chosen.prompts} == {50000000 + k for k in range(8)}
-    assert [p.text for p in load_prompts(c, Words(), "eval").prompts] == [texts[8]]
+    assert [p.text for p in load_prompts(c, Words(), "selection").prompts] == [texts[8]]
+    assert [p.text for p in load_prompts(c, Words(), "eval").prompts] == [texts[9]]
     assert c.data.is_restricted
 
 

@@ -38,7 +38,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = ["image,text,split"]
     for i, image in enumerate(films.pixels()):
         Image.fromarray(to_uint8(image)).save(folder / f"{i}.png")
-        lines.append(f'{i}.png,"{films.texts[i]} {i}",{"train" if i < 6 else "validate"}')
+        lines.append(f'{i}.png,"{films.texts[i]} {i}",{"train" if i < 6 else "test"}')
     (folder / "7.png").write_bytes(b"not an image")
     (folder / "films.csv").write_text("\n".join(lines) + "\n")
     return folder / "films.csv"
@@ -104,7 +104,7 @@ def test_real_films_are_the_reference(config: Config, table: Path) -> None:
     assert judges.reference is not None
     assert judges.reference.shape == (5, 1024)
     assert len(judges.findings) == 11
-    assert judges.description["reference"] == "5 real films of split validate of table"
+    assert judges.description["reference"] == "5 real films of split test of table"
     assert judges.description["features"] == f"last hidden layer of {config.eval.diagnosis}"
     images = corpus(12, seed=11).pixels()[8:9]
     distance = (judges.features(images) - judges.reference).norm(dim=1)
@@ -123,10 +123,11 @@ def test_the_reference_is_computed_once(
         return images.flatten(1)[:, :3]
 
     def found(changes: Config = config, size: tuple[int, int] = (16, 16)) -> Tensor:
-        result, told = reference_features(changes, model, features, size)
-        assert result is not None
-        assert set(told) == {"reference"}
-        return result
+        result = reference_features(changes, model, features, size)
+        assert result.features is not None
+        assert result.apart is None, "of five films none can stand apart"
+        assert set(result.told) == {"reference"}
+        return result.features
 
     first = found()
     assert calls == [5]
@@ -159,18 +160,36 @@ def test_without_films_there_is_no_distance_and_a_reason(
 ) -> None:
     made = changed(config, **sections)
     model = open_models(made, "eval")["diagnosis"]
-    found, told = reference_features(made, model, lambda images: images, (8, 8))
-    assert found is None
-    assert reason in told["no_fid"]
+    found = reference_features(made, model, lambda images: images, (8, 8))
+    assert found.features is None
+    assert found.apart is None
+    assert reason in found.told["no_fid"]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_reference", "sizes"),
+    [(2, 2048, (9, 2)), (5, 2048, (6, 5)), (6, 2048, (11, None)), (3, 4, (4, 3))],  # one cannot be read
+)
+def test_films_stand_apart_from_the_reference_where_there_are_enough(
+    config: Config, table: Path, num_images: int, num_reference: int, sizes: tuple[int, int | None]
+) -> None:
+    model = ModelChoice("eval", "diagnosis", str(JUDGES / "diagnosis.safetensors"), Path()).open()
+    judged = {"reference": str(table.parent), "num_images": num_images, "num_reference": num_reference}
+    made = changed(config, data={"source": "prompts", "cache": "none"}, eval=judged)
+    found = reference_features(made, model, lambda images: images.flatten(1), (8, 8))
+    assert found.features is not None
+    assert (len(found.features), None if found.apart is None else len(found.apart)) == sizes
+    if found.apart is not None:
+        assert float(torch.cdist(found.features, found.apart).min()) > 0, "no film is on both sides"
 
 
 def test_a_folder_of_films_is_a_reference(config: Config, table: Path, tmp_path: Path) -> None:
     model = ModelChoice("eval", "diagnosis", str(JUDGES / "diagnosis.safetensors"), Path()).open()
     made = changed(config, data={"source": "prompts"}, eval={"reference": str(table.parent)})
-    found, told = reference_features(made, model, lambda images: images.flatten(1), (8, 8))
-    assert found is not None
-    assert found.shape == (11, 64)
-    assert told == {"reference": "11 real films of the folder eval.reference"}
+    found = reference_features(made, model, lambda images: images.flatten(1), (8, 8))
+    assert found.features is not None
+    assert found.features.shape == (11, 64)
+    assert found.told == {"reference": "11 real films of the folder eval.reference"}
     for bad in (tmp_path / "nowhere", JUDGES):
         with pytest.raises(CxrlError, match=r"eval\.reference: .* is no folder with \.png"):
             reference_features(changed(made, eval={"reference": str(bad)}), model, lambda i: i, (8, 8))

@@ -97,16 +97,17 @@ def test_a_table_has_the_films_of_its_reports(tmp_path: Path) -> None:
     for n in range(6):
         stripes = np.tile(np.uint8([[30 * n, 30 * n + 40]]), (20, 10))
         Image.fromarray(stripes).save(tmp_path / f"{n}.png")
-        lines.append(f"{n}.png,Finding number {n}.,validate,s{n}")
+        lines.append(f"{n}.png,Finding number {n}.,test,s{n}")
     (tmp_path / "4.png").write_bytes(b"broken")
-    (tmp_path / "t.csv").write_text("\n".join([*lines, "0.png,Training report.,train,s9"]) + "\n")
+    others = ["0.png,Training report.,train,s9", "1.png,It chooses.,validate,s8"]
+    (tmp_path / "t.csv").write_text("\n".join([*lines, *others]) + "\n")
     data = {"source": "table", "root": str(tmp_path / "t.csv"), "eval_num_prompts": 6, "cache": "none"}
     config = Config.from_dict({"data": data})
     batch = batch_of(config, 12, 2)
     films = real_films(config, batch, (16, 16))
     assert len(films) == 5, "one a report, and one cannot be read"
     assert not films.is_phantom
-    assert films.told == "5 films of 6 reports of split validate"
+    assert films.told == "5 films of 6 reports of split test"
     for image, text in zip(films.images, films.batch.texts, strict=True):
         n = int(text.split()[2].rstrip("."))
         assert abs(float(image.mean()) - (30 * n + 20) / 255) < 0.02, "the film of that report"

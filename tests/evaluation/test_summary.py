@@ -142,7 +142,8 @@ def test_policy_anchor_and_real_films_are_compared_on_the_same_prompts():
     summary = Summary(anchor, policy, batch, images, 1, judges, real)
     data = summary.to_dict(wall_seconds=2.5)
     assert list(data) == [
-        *("anchor", "policy", "real", "change", "gap", "seed", "wall_seconds", "num_images", "judges")
+        *("anchor", "policy", "real", "change", "gap", "seed", "wall_seconds"),
+        *("num_images", "num_reports", "judges"),
     ]
     assert (data["num_images"], data["seed"], data["wall_seconds"], data["judges"]) == (24, 1, 2.5, judges)
     assert data["change"]["posture"] == pytest.approx(data["policy"]["posture"] - data["anchor"]["posture"])

@@ -37,7 +37,11 @@ def test_counts_of_a_known_run() -> None:
     assert work.update_rows == 96 * 7  # the last step has no noise and nothing to learn
     assert work.anchor_rows == 0
     assert work.bank_rows == 64 * 8 * 8  # every training report, eight anchor images, eight steps
-    assert work.eval_rows == (1 + 3) * 256 * 8  # anchor once; policy after epochs 8 and 16 and at the end
+    # Reports that choose: the anchor, the policy after epochs 8, 16 and 24. Of the result: anchor and policy.
+    assert work.eval_rows == ((1 + 3) * 16 * 4 + 2 * 256) * 8
+    assert counts(config(train={"eval_every": 0})).eval_rows == ((1 + 1) * 16 * 4 + 2 * 256) * 8
+    assert counts(config(train={"eval_every": 10})).eval_rows == work.eval_rows
+    assert counts(config(eval={"num_images": 8})).eval_rows == (4 * 8 + 2 * 8) * 8
 
 
 @pytest.mark.parametrize("change", [[], ["--comparison.anchor", "one_to_one", "--optim.kl-weight", "0.1"]])

@@ -253,16 +253,20 @@ def test_weights_that_were_put_back_are_in_the_checkpoint_too(
         assert not torch.equal(p, saved.tensors["ema.safetensors"][name])
 
 
-def test_both_grids_stay_when_earlier_weights_are_kept(
+def test_the_result_is_drawn_with_the_weights_that_are_kept(
     config: Config, fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problems = iter(["", "diversity is low"])
     monkeypatch.setattr(Limits, "problems", lambda *_: next(problems))
     start(config, tmp_path / "run", fakes)
     pictures = {p.name: p.read_bytes() for p in (tmp_path / "run" / "samples").iterdir()}
-    assert set(pictures) == {"epoch-000001.png", "epoch-000002.png", "epoch-000001-kept.png"}
+    assert set(pictures) == {"epoch-000001.png", "epoch-000002.png", "result.png"}
     pixels = {name: Image.open(tmp_path / "run" / "samples" / name).tobytes() for name in pictures}
-    assert pixels["epoch-000001.png"] == pixels["epoch-000001-kept.png"] != pixels["epoch-000002.png"]
+    assert pixels["epoch-000001.png"] != pixels["epoch-000002.png"]
+    monkeypatch.undo()
+    short = Config.from_dict({"train": {"num_epochs": 1}}, config)
+    start(short, tmp_path / "short", fakes)
+    assert Image.open(tmp_path / "short" / "samples" / "result.png").tobytes() == pixels["result.png"]
 
 
 def test_a_finished_run_that_is_extended_and_killed_does_not_contradict_itself(

@@ -29,7 +29,7 @@ def test_tensorboard_shows_settings_and_grids(
     (text,) = found.Tensors("config/text_summary")
     table = text.tensor_proto.string_val[0].decode()
     assert "| optim.minibatches | 2 |" in table
-    assert found.Tags()["images"] == ([] if restricted == "yes" else ["samples"])
+    assert found.Tags()["images"] == ([] if restricted == "yes" else ["samples", "result"])
     if restricted == "no":
         assert [image.step for image in found.Images("samples")] == [2, 3]
         assert found.Images("samples")[0].width > 200

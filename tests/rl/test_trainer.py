@@ -137,7 +137,11 @@ def test_the_run_directory(make_config: Make, fakes: dict[str, Any], tmp_path: P
         *folders,
     }
     assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-000004", "step-000006"]
-    assert sorted(p.name for p in (run / "samples").iterdir()) == ["epoch-000002.png", "epoch-000003.png"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        "epoch-000002.png",
+        "epoch-000003.png",
+        "result.png",
+    ]
     assert list((run / "logs").rglob("events.out.tfevents.*"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == recorder.records

@@ -21,7 +21,7 @@ from cxrl.models.attention import PolicyAttention
 from cxrl.models.base import BaseModel
 from cxrl.storage.checkpoint import State
 from cxrl.storage.layout import EMA_FILE, WEIGHTS_FILE
-from cxrl.storage.reading import check_weights, field
+from cxrl.storage.reading import check_weights, field, laid_out_as
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 ACE = "ace"
@@ -225,7 +225,7 @@ class Policy:
         average = dict(state.tensors[EMA_FILE])
         check_weights(self.trainable, average, f"{source}/{EMA_FILE}")
         self.load_weights(dict(state.tensors[WEIGHTS_FILE]), f"{source}/{WEIGHTS_FILE}")
-        self.ema = {name: average[name].to(self.device) for name in self.trainable}
+        self.ema = {name: laid_out_as(p, average[name]) for name, p in self.trainable.items()}
         self.num_ema_updates = field(state.numbers, "ema_updates", int, source)
 
     @torch.no_grad()

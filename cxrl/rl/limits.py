@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cxrl.config import Config
@@ -13,7 +12,7 @@ from cxrl.evaluation.summary import Evaluation
 from cxrl.models.policy import Policy
 from cxrl.storage.checkpoint import State
 from cxrl.storage.layout import GOOD_FILE
-from cxrl.storage.reading import check_weights, field
+from cxrl.storage.reading import check_weights, field, laid_out_as
 
 _CHOOSE = ("selection_num_prompts", "eval_num_prompts", "eval_split")
 """Settings of ``data`` that say which reports choose."""
@@ -111,7 +110,7 @@ class Limits:
             },
         )
 
-    def load_state(self, state: State, device: torch.device, source: str) -> None:
+    def load_state(self, state: State, source: str) -> None:
         """Take what :meth:`state` gave. With other limits or judges than then the run may go on.
 
         Raises:
@@ -119,7 +118,7 @@ class Limits:
         """
         good, numbers = dict(state.tensors[GOOD_FILE]), state.numbers
         check_weights(self.policy.trainable, good, f"{source}/{GOOD_FILE}")
-        self.good = {name: good[name].to(device) for name in self.policy.trainable}
+        self.good = {name: laid_out_as(p, good[name]) for name, p in self.policy.trainable.items()}
         self.good_epoch = field(numbers, "good_epoch", int, source)
         self.changed = field(numbers, "limits", dict, source) != self._limits()
         if not self.changed:

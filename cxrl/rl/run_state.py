@@ -112,7 +112,7 @@ class RunState:
             self._seconds_before = field(state.numbers, "wall_seconds", float, str(path))
             parts.policy.load_state(state, str(path))
             parts.updater.load_state(state, str(path))
-            parts.limits.load_state(state, device, str(path))
+            parts.limits.load_state(state, str(path))
             parts.anchors.bank.load_state(state, device, str(path))
             self.units = RewardUnits.load_state(state, device)
         except KeyError as error:

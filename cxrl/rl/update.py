@@ -27,7 +27,7 @@ from cxrl.rl.records import Rollout, UpdateStats
 from cxrl.rl.rollout import Sampler
 from cxrl.storage.checkpoint import State
 from cxrl.storage.layout import OPTIMIZER_FILE
-from cxrl.storage.reading import check_weights, field
+from cxrl.storage.reading import check_weights, field, laid_out_as
 
 NUM_PROBE_ROWS = 16
 """Rows on which the KL to the anchor is watched when it is not in the loss."""
@@ -83,7 +83,8 @@ class Updater:
         for key, value in tensors.items():
             name, _, entry = key.rpartition("/")
             p = parameters[name]
-            self.optimizer.state[p][entry] = value.to(p.device)
+            own = value.shape == p.shape  # not the count of steps
+            self.optimizer.state[p][entry] = laid_out_as(p, value) if own else value.to(p.device)
         self.num_steps = field(state.numbers, "step", int, source)
 
     def update(

@@ -8,11 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cxrl.errors import CxrlError
+
+
+def laid_out_as(p: Tensor, value: Tensor) -> Tensor:
+    """A copy of a value on the device and with the strides of a weight of its shape.
+
+    A file keeps no strides (channels last), and AdamW's fused step pairs a weight and its moments by their
+    place in memory, not by their index.
+    """
+    return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def check_weights(expected: Any, weights: dict[str, Tensor], source: str) -> None:

@@ -168,7 +168,7 @@ def test_without_films_there_is_no_distance_and_a_reason(
 
 @pytest.mark.parametrize(
     ("num_images", "num_reference", "sizes"),
-    [(2, 2048, (9, 2)), (5, 2048, (6, 5)), (6, 2048, (11, None)), (3, 4, (4, 3))],  # one cannot be read
+    [(2, 2048, (8, 2)), (5, 2048, (6, 5)), (6, 2048, (11, None)), (3, 4, (4, 3))],  # one cannot be read
 )
 def test_films_stand_apart_from_the_reference_where_there_are_enough(
     config: Config, table: Path, num_images: int, num_reference: int, sizes: tuple[int, int | None]

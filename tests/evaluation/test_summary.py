@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.evaluation.summary import (
@@ -12,6 +13,7 @@ from cxrl.evaluation.summary import (
     Summary,
     evaluate_images,
     evaluation_batch,
+    num_judged,
     summarise,
     truth_probability,
 )
@@ -165,6 +167,30 @@ def test_policy_anchor_and_real_films_are_compared_on_the_same_prompts():
     without = Summary(anchor, policy, batch, images, 1, judges).to_dict(wall_seconds=2.5)
     assert (without["real"], without["gap"]) == (None, None)
     json.dumps([data, without], allow_nan=False)
+
+
+def test_the_distance_may_be_that_of_other_films():
+    batch, judges = evaluation_batch(prompts(8), 8, 1), FakeJudges()
+    images, others = pictures(8), torch.rand(24, 4, generator=torch.Generator().manual_seed(5))
+    own = evaluate_images(images, batch, judges, seed=0, bootstrap=40)
+    result = evaluate_images(images, batch, judges, seed=0, bootstrap=40, comparable=False, instead=others)
+    assert result.values["fid"] == pytest.approx(frechet_distance(others, judges.reference))
+    low, high = result.intervals()["fid"]
+    assert low < result.values["fid"] < high
+    assert own.values["fid"] != result.values["fid"]
+    for key in set(KEYS) - {"fid"}:
+        assert (result.values[key] == own.values[key]) or math.isnan(own.values[key])
+        assert torch.equal(result.replicates[key].nan_to_num(), own.replicates[key].nan_to_num()), key
+    judges.reference = None
+    without = evaluate_images(images, batch, judges, seed=0, bootstrap=4, comparable=False, instead=others)
+    assert math.isnan(without.values["fid"])
+
+
+def test_how_many_images_choose_and_how_many_are_the_result():
+    made = Config.from_dict({"eval": {"num_images": 100, "samples_per_prompt": 4}})
+    assert (num_judged(made, "eval"), num_judged(made, "selection")) == (100, 64)
+    few = Config.from_dict({"eval": {"num_images": 10, "samples_per_prompt": 4}})
+    assert num_judged(few, "selection") == 10, "never more than of the result"
 
 
 def test_a_gap_of_nothing_has_no_share():

@@ -56,6 +56,24 @@ def test_weights_are_multiplicities(n, d):
     assert weighted_frechet(x, y, counts).tolist() == pytest.approx(expected, rel=1e-7)
 
 
+def test_threads_are_given_back_and_change_nothing():
+    generator, before = torch.Generator().manual_seed(3), torch.get_num_threads()
+    x, y = (torch.randn(n, 6, generator=generator) for n in (40, 50))
+    weights = torch.randint(0, 3, (9000, 40), generator=generator).double()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(weighted_frechet(x, y, weights))
+            assert torch.get_num_threads() == threads
+        with pytest.raises(RuntimeError):
+            weighted_frechet(x, y, torch.ones(2, 39))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found)
+
+
 def test_frechet_grows_as_samples_shrink():
     x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(6))
     y = torch.randn(4000, 8, generator=torch.Generator().manual_seed(7))

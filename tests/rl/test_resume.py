@@ -179,4 +179,8 @@ def test_the_run_did_something(runs: tuple[Path, dict[str, Any]]) -> None:
         "logs",
     }
     assert len(outcome(folder / "never")["tensors"]) == 2 + 5
-    assert sorted(outcome(folder / "never")["samples"]) == ["epoch-000002.png", "epoch-000004.png"]
+    assert sorted(outcome(folder / "never")["samples"]) == [
+        "epoch-000002.png",
+        "epoch-000004.png",
+        "result.png",
+    ]

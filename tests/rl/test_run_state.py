@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Sequence
@@ -251,6 +252,34 @@ def test_weights_that_were_put_back_are_in_the_checkpoint_too(
     for name, p in policy.trainable.items():
         assert torch.equal(p, saved.tensors["good.safetensors"][name])
         assert not torch.equal(p, saved.tensors["ema.safetensors"][name])
+
+
+@pytest.mark.parametrize("train", ["lora", "full", "none"])
+def test_a_resumed_run_is_the_whole_one_whatever_learns(
+    make_config: Make, tmp_path: Path, fakes: dict[str, Any], train: str
+) -> None:
+    """The UNet's weights are channels last, which a file does not keep, and AdamW must see its moments so."""
+
+    def made(epochs: int) -> Config:
+        return make_config(
+            policy={"train": train},
+            train={"num_epochs": epochs, "eval_every": 1},
+            optim={"lora_learning_rate": 5e-3, "ace_learning_rate": 2e-2},
+        )
+
+    start(made(4), tmp_path / "whole", fakes)
+    start(made(2), tmp_path / "run", fakes)
+    start(made(4), tmp_path / "run", fakes, resume=True)
+    wall = re.compile(r'"(seconds|wall_seconds|eta_seconds)": (\{[^}]*\}|[^,}]*)')
+    whole, resumed = (
+        [wall.sub("", line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "run")
+    )
+    assert whole == resumed
+    last = [load_checkpoint(checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("whole", "run")]
+    for file, tensors in last[0].tensors.items():
+        assert tensors.keys() == last[1].tensors[file].keys()
+        assert all(torch.equal(tensor, last[1].tensors[file][name]) for name, tensor in tensors.items()), file
 
 
 def test_the_result_is_drawn_with_the_weights_that_are_kept(

@@ -17,6 +17,8 @@ from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
+from cxrl.output.figures import partings_of
+from cxrl.output.run_data import read_run
 from cxrl.rl.limits import Limits
 from cxrl.rl.progress import Progress
 from cxrl.rl.reopen import load_policy
@@ -294,6 +296,62 @@ def test_a_run_that_ends_beyond_its_limits_keeps_the_last_good_weights(
     assert all(torch.equal(p, wanted.trainable[n]) for n, p in kept.trainable.items())
     again = Trainer(config, tmp_path / "run", resume=True, **fakes).run()
     assert (again["policy"], again["kept_epoch"]) == (summary["policy"], 1)
+
+
+def test_a_reward_that_its_judge_does_not_follow_is_told_also_after_a_resume(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    """The judge's posture falls as an image gets brighter, and brightness is the reward."""
+
+    def config(epochs: int) -> Config:
+        return make_config(
+            rewards={"names": ["posture"], "weights": [1.0]},
+            policy={"train": "full", "ema_decay": 0.0},
+            train={"num_epochs": epochs, "prompts_per_epoch": 4, "samples_per_prompt": 8, "eval_every": 2},
+            optim={"minibatches": 4, "micro_batch_size": 64, "clip_range": 0.01}
+            | {"lora_learning_rate": 0.005, "ace_learning_rate": 0.02},
+            comparison={"form": "direct", "without_anchor": []},
+            eval={"bootstrap": 50},
+        )
+
+    fakes["rewards"] = {"posture": fakes["rewards"]["posture"]}
+    held_out = fakes["prompts"][1]
+    fakes["prompts"] = (fakes["prompts"][0], held_out[:3], held_out[3:])
+    whole, first, rest = Recorder(), Recorder(), Recorder()
+    Trainer(config(6), tmp_path / "whole", progress=whole, **fakes).run()
+    Trainer(config(4), tmp_path / "run", progress=first, **fakes).run()
+    Trainer(config(6), tmp_path / "run", progress=rest, resume=True, **fakes).run()
+    told = [m for m in whole.messages if "the reward posture and its judge part" in m]
+    assert any(m.startswith("warning: epoch 6: ") and "since the anchor" in m for m in told), whole.messages
+    assert [m for r in (first, rest) for m in r.messages if m.startswith("warning: epoch")] == told
+    assert [
+        f"warning: epoch {epoch}: {parting}" for epoch, parting in partings_of(read_run(tmp_path / "run"))
+    ] == told
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (1, "1 lists, expected training, selection and held-out"),
+        (4, "4 lists, expected training"),
+        ("one", "prompts: it has 1 held-out report, expected one for the result and another"),
+        ("shared", "the text of prompt 0 is in eval and in train"),
+        ("choosing", "the text of prompt 0 is in eval and in selection"),
+    ],
+)
+def test_sets_of_reports_that_are_none(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path, sets: int | str, message: str
+) -> None:
+    training, held_out = fakes["prompts"]
+    fakes["prompts"] = {
+        1: (training,),
+        4: (training, held_out[:1], held_out[1:2], held_out[2:]),
+        "one": (training, held_out[:1]),
+        "shared": (training, held_out[:1], training[:1]),
+        "choosing": (training, [ReportPrompt(5, held_out[0].text.upper() + ".", (1.0, 0.0))], held_out[:1]),
+    }[sets]
+    with pytest.raises(CxrlError, match=message):
+        Trainer(make_config(), tmp_path / "run", **fakes)
 
 
 @pytest.mark.parametrize(

@@ -181,11 +181,16 @@ def test_both_judged_sides_start_from_the_same_latents(
 ) -> None:
     watch, trainer = train(make_config, fakes, tmp_path, monkeypatch)
     judged = [d for d in watch.drawings if d.averaged]
-    assert [d.anchor for d in judged] == [True, False, False], "the anchor once, the policy every epoch"
-    for drawing in judged:
-        assert drawing.prompts == judged[0].prompts
-        for a, b in zip(drawing.noise, judged[0].noise, strict=True):
-            assert torch.equal(a, b)
+    assert [d.anchor for d in judged[:3]] == [True, False, False], "the anchor once, the policy every epoch"
+    assert [d.anchor for d in judged[3:]] == [False, True], "and both once for the result"
+    choosing, result = judged[:3], judged[3:]
+    for drawings in (choosing, result):
+        for drawing in drawings:
+            assert drawing.prompts == drawings[0].prompts
+            for a, b in zip(drawing.noise, drawings[0].noise, strict=True):
+                assert torch.equal(a, b)
+    assert not set(choosing[0].prompts) & set(result[0].prompts), "a report that chose is not of the result"
+    assert not torch.equal(choosing[0].noise[0][0], result[0].noise[0][0])
     assert [d.kind for d in watch.drawings if not d.averaged].count("rollout") == 2
     evaluator = trainer.parts.evaluator
     assert evaluator.anchor.evaluation.values != evaluator.evaluate().evaluation.values

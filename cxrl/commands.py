@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "headroom": ("cxrl.headroom", "what a reward can gain on a base at all, before anything is trained"),
     "train": ("cxrl.train", "fine-tune a base by comparative feedback; without options the whole demo"),
     "report": ("cxrl.report", "one HTML page of runs: judges, curves, gallery"),
     "generate": ("cxrl.generate", "draw images of reports by a run's policy or its anchor"),

@@ -26,7 +26,7 @@ from cxrl.scorers.phantom_network import Scorer, ScorerConfig, save_scorer
 from cxrl.train import main as train
 
 TEXTS = ("no acute", "heart normal", "left effusion", "lung enlarged", "heart size", "is normal")
-KEYS = {"posture", "auroc", "consistency", "fid", "ms_ssim", "diversity"}
+KEYS = {"posture", "auroc", "consistency", "fid", "ms_ssim", "diversity", "pose_sd"}
 
 
 def tiny_prompts(num, *, seed, split="train"):

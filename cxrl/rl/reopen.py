@@ -195,4 +195,5 @@ def evaluate_run(
     sampler.progress = evaluator.progress = progress or Progress()
     summary, _ = evaluator.summary()
     result = summary.to_dict(wall_seconds=time.perf_counter() - started)
-    return result | {name: recorded.get(name) for name in ("epochs", "kept_epoch", "stopped_early")}
+    told = ("epochs", "kept_epoch", "stopped_early", "num_selection_reports")
+    return result | {name: recorded.get(name) for name in told}

@@ -288,7 +288,8 @@ class Trainer:
     def _finish(self, summary: Summary, policy: Judged) -> dict[str, Any]:
         state, s, evaluator = self.state, self.config.sampler, self.parts.evaluator
         result = summary.to_dict(wall_seconds=state.wall_seconds()) | state.describe()
-        result["num_selection_reports"] = len(self.parts.selection.batch.prompts)
+        choosing = {"num_selection_reports": len(self.parts.selection.batch.prompts)}
+        result |= choosing
         self._grid(evaluator, RESULT_GRID, policy.images)
         sampler = {
             "num_steps": s.num_steps,
@@ -297,7 +298,7 @@ class Trainer:
             "timestep_spacing": s.timestep_spacing,
         }
         if self.engine.is_main:
-            about = {**state.describe(), "step": self.parts.updater.num_steps, "sampler": sampler}
+            about = {**state.describe(), **choosing, "step": self.parts.updater.num_steps, "sampler": sampler}
             about["models"] = dict(self.parts.digests)
             card = model_card(self.config, result, self.parts.policy.fingerprint)
             with self._kept_weights():

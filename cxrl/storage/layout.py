@@ -8,6 +8,7 @@ RUN/.cxrl-run.json              marker: the folder is a run's; locked while a pr
     summary.json                anchor, policy and real films by the judges, of reports that chose nothing
     scores.csv                  every judged image by judges and rewards
     gallery.safetensors         a small picture a report: anchor, policy, real film of the phantom
+    headroom.json               best of n images, by rewards and judges, where cxrl headroom was asked
     checkpoints/step-NNNNNN/    safetensors and JSON, after NNNNNN optimizer steps
     adapter/                    the finished policy
     samples/epoch-NNNNNN.png    grids of the reports that choose; result.png of those of the summary
@@ -22,10 +23,11 @@ MARKER = ".cxrl-run.json"
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 PROVENANCE, BOUNDS = "provenance.json", "bounds.json"
 SCORES, GALLERY = "scores.csv", "gallery.safetensors"
+HEADROOM = "headroom.json"
 CHECKPOINTS, ADAPTER, SAMPLES, LOGS = "checkpoints", "adapter", "samples", "logs"
 TENSORBOARD = "train"
 """Folder of its events in logs/: what accelerate calls the project."""
-FILES = (MARKER, CONFIG, PROVENANCE, BOUNDS, METRICS, SUMMARY, SCORES, GALLERY)
+FILES = (MARKER, CONFIG, PROVENANCE, BOUNDS, METRICS, SUMMARY, SCORES, GALLERY, HEADROOM)
 FOLDERS = (CHECKPOINTS, ADAPTER, SAMPLES, LOGS)
 
 WEIGHTS_FILE, EMA_FILE, GOOD_FILE = "weights.safetensors", "ema.safetensors", "good.safetensors"

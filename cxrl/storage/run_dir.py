@@ -163,7 +163,7 @@ class RunDir:
         if _epochs(self.adapter / layout.ADAPTER_FILE) > epochs:
             remove_adapter(self.adapter)
         if _epochs(self.path / layout.SUMMARY) > epochs:
-            for name in (layout.SUMMARY, layout.SCORES, layout.GALLERY):
+            for name in (layout.SUMMARY, layout.SCORES, layout.GALLERY, layout.HEADROOM):
                 _delete(self.path / name)
             _delete(self.samples / layout.RESULT_GRID)
         ignored = strays(self.checkpoints)

@@ -127,7 +127,7 @@ def openi(mimic: Any, folder: Path, openi: DataConfig) -> dict[str, Any]:
 
 
 def phantom(mimic: Any, folder: Path, openi: DataConfig) -> dict[str, Any]:
-    return {"source": "phantom", "num_prompts": 400, "eval_num_prompts": 200}
+    return {"source": "phantom", "num_prompts": 400, "selection_num_prompts": 100, "eval_num_prompts": 200}
 
 
 @pytest.fixture(params=[mimic_tree, table, table_with_splits, prompts, lines, openi, phantom])
@@ -135,16 +135,15 @@ def source(
     request: pytest.FixtureRequest, mimic: Any, tmp_path: Path, openi_config: DataConfig
 ) -> dict[str, Any]:
     make: Callable[[Any, Path, DataConfig], dict[str, Any]] = request.param
-    data = {"cache": "none", "num_prompts": 1500, "eval_num_prompts": 700}
+    data = {"cache": "none", "num_prompts": 1500, "selection_num_prompts": 700, "eval_num_prompts": 700}
     return data | make(mimic, tmp_path, openi_config)
 
 
 @pytest.fixture
 def by_split(source: dict[str, Any]) -> dict[str, tuple[ReportPrompt, ...]]:
     found = {"train": load_prompts(Config.from_dict({"data": source}), AnyLength(), "train").prompts}
-    for name in ("test",) if source["source"] == "phantom" else SPLITS[1:]:  # it has one held-out set
-        config = Config.from_dict({"data": {**source, "eval_split": name}})
-        found[name] = load_prompts(config, AnyLength(), "eval").prompts
+    for split in ("selection", "eval"):
+        found[split] = load_prompts(Config.from_dict({"data": source}), AnyLength(), split).prompts
     return found
 
 

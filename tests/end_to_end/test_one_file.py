@@ -210,6 +210,10 @@ class NoJudges:
         return torch.zeros(len(texts), 1)
 
 
+HELD_OUT = (
+    [ReportPrompt(9, "no heart", PROMPTS[0].labels)],
+    [ReportPrompt(9, "left heart", PROMPTS[0].labels)],
+)
 SMALL = {"NUM_EPOCHS": 2, "NUM_PROMPTS": 3, "PROMPTS_PER_EPOCH": 2, "SAMPLES_PER_PROMPT": 3, "NUM_STEPS": 3}
 TINY = SMALL | {"BANK_SIZE": 3, "MINIBATCHES": 3, "LORA_LR": 0.03, "CLIP_RANGE": 4e-3}
 CASES: dict[str, dict[str, Any]] = {
@@ -235,7 +239,7 @@ def test_the_same_numbers(
     set_constants(one, TINY | {"BASE": tiny_pipeline} | case)
     one.phantom_prompts, one.build_rewards = lambda num, seed: PROMPTS[:num], lambda names, path: LOOKS
     seen = Recorder(monkeypatch)
-    given: Any = {"rewards": LOOKS, "judges": NoJudges(), "prompts": (PROMPTS, PROMPTS[:1])}
+    given: Any = {"rewards": LOOKS, "judges": NoJudges(), "prompts": (PROMPTS, *HELD_OUT)}
     Trainer(config_of(one), tmp_path / "run", progress=seen, **given).run()
     found = [by_name(*values) for values in one.train()]
     for example, trainer, r in zip(found, seen.epochs, seen.records, strict=True):

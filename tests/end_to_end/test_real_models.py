@@ -29,9 +29,7 @@ def table(tmp_path: Path) -> Path:
     for i, image in enumerate(films.pixels()):
         Image.fromarray(to_uint8(image)).save(tmp_path / f"{i}.png")
         labels = ("0,,1", "1,,0", ",0,1", ",1,0", ",,")[i % 5]
-        lines.append(
-            f"{i}.png,{words[i % 5]} {'abcdefghijklmn'[i]},{'train' if i < 8 else 'validate'},{labels}"
-        )
+        lines.append(f"{i}.png,{words[i % 5]} {'abcdefghijklmn'[i]},{'train' if i < 8 else 'test'},{labels}")
     (tmp_path / "films.csv").write_text("\n".join(lines) + "\n")
     return tmp_path / "films.csv"
 
@@ -80,7 +78,7 @@ def test_two_epochs_with_models_for_real_films(
         assert line["reward"]["diagnosis"] < 0.1
         assert line["reward"]["consistency"] < 0.2
     judges = summary["judges"]
-    assert judges["reference"] == "6 real films of split validate of table"
+    assert judges["reference"] == "6 real films of split test of table"
     assert judges["diagnosis"] == f"{CHEX}:{judge}"
     assert judges["feature_dim"] == 1024
     assert summary["policy"]["fid"] > 0

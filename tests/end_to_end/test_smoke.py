@@ -23,7 +23,7 @@ from cxrl.images.png import SYNTHETIC
 
 pytestmark = pytest.mark.slow
 
-KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
+KEYS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity", "pose_sd")
 TIMES = ("seconds", "wall_seconds", "eta_seconds")
 
 

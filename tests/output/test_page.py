@@ -78,7 +78,7 @@ def test_the_curves_start_at_the_anchor(tmp_path: Path, write_run: Any) -> None:
 def test_a_judge_shares_its_axis_with_no_other(tmp_path: Path, write_run: Any) -> None:
     charts = module.make_section(read_run(write_run(tmp_path / "mine"))).judge_curves
     assert [chart.title for chart in charts][3:] == [
-        *("Fréchet distance", "MS-SSIM within a report", "diversity within a report")
+        *("Fréchet distance", "MS-SSIM within a report", "diversity within a report", "spread of poses")
     ]
     assert all(chart.svg.count('class="line ') == 1 for chart in charts)
     assert [chart.note for chart in charts][:4] == [
@@ -261,7 +261,7 @@ def test_without_real_films_it_says_why(tmp_path: Path, write_run: Any, page_rea
     page = runs_page([write_run(tmp_path / "mine", real=False)])
     text = page_reader.Reader(page).text
     assert "real films no films here" in text
-    assert re.search(r'<td class="why" rowspan="6">none: no films here</td>', page)
+    assert re.search(r'<td class="why" rowspan="7">none: no films here</td>', page)
     assert "diversity within a report higher is better" in text
     assert "nearer to real" not in text
 

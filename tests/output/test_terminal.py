@@ -84,8 +84,8 @@ def test_a_pipe_gets_plain_lines() -> None:
     assert "\x1b" not in stream.getvalue()
     assert lines[0] == "drawing anchor: 20 rows"
     assert lines[1].split() == ["judges", *KEYS]
-    assert lines[2].split() == ["anchor", *["0.500"] * 6]
-    assert lines[3].split() == ["real", "films", *["0.500"] * 3, "1.23e+04", "0.500", "-"]
+    assert lines[2].split() == ["anchor", *["0.500"] * 7]
+    assert lines[3].split() == ["real", "films", *["0.500"] * 3, "1.23e+04", "0.500", "-", "0.500"]
     assert [line.split()[0] for line in lines if re.match(r" *\d/3", line)] == ["1/3", "2/3", "3/3"]
     header = next(line for line in lines if line.startswith("epoch"))
     assert header.split() == [

@@ -77,7 +77,8 @@ def finished(path: Path) -> RunDir:
     for name in (layout.SUMMARY, layout.BOUNDS, layout.PROVENANCE, layout.SCORES, layout.GALLERY):
         (path / name).write_text('{"epochs": 2}')
     (run.samples / layout.grid_name(2)).write_bytes(b"x")
-    (run.samples / layout.grid_name(1, kept=True)).write_bytes(b"x")
+    for name in (layout.RESULT_GRID, "epoch-000001-kept.png"):  # the latter is an earlier version's
+        (run.samples / name).write_bytes(b"x")
     tensors = {name: {} for name in layout.CHECKPOINT_FILES if name.endswith(".safetensors")}
     for step in (4, 8):
         save_checkpoint(run.checkpoints, Checkpoint(tensors, {}, {}), step=step, keep=2)

@@ -2,7 +2,6 @@
 
     python benchmarks/phantom_train.py --seeds 0 1 2      results/phantom_train.json, a list of summary.json
     python benchmarks/phantom_train.py --seeds 10 11 --out benchmarks/results/phantom_train_fresh.json
-    python benchmarks/phantom_train.py --real             results/phantom_real.json, films of their reports
     python benchmarks/phantom_train.py --study            results/phantom_study.json, one row a variant
     python benchmarks/phantom_train.py --table            as Markdown, from the committed files
 
@@ -22,8 +21,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 TRAIN, STUDY = RESULTS / "phantom_train.json", RESULTS / "phantom_study.json"
 FRESH, EARLIER = RESULTS / "phantom_train_fresh.json", RESULTS / "phantom_study_earlier_base.json"
-REAL = RESULTS / "phantom_real.json"
-METRICS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity")
+METRICS = ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity", "pose_sd")
 SHORT = ["--train.num-epochs", "12", "--train.eval-every", "0"]
 VARIANTS: dict[str, list[str]] = {
     "default": [],
@@ -92,38 +90,14 @@ def frechet_by_half(folder: Path) -> dict[str, dict[str, float]]:
     return result
 
 
-def judge_real_films(seeds: list[int]) -> list[dict[str, Any]]:
-    """What the judges say of real films of the reports that the runs of these seeds are judged on."""
-    from cxrl.config import Config
-    from cxrl.data.sources import load_prompts
-    from cxrl.evaluation.judges import load_judges
-    from cxrl.evaluation.real_films import real_films
-    from cxrl.evaluation.summary import evaluate_images, evaluation_batch
-    from cxrl.models.base import load_base
-    from cxrl.presets import load_preset
-
-    judges, base, rows = load_judges(), load_base("phantom"), []
-    for seed in seeds:
-        config = Config.from_dict({"seed": seed}, load_preset("phantom"))
-        e = config.eval
-        prompts = load_prompts(config, base, "eval").prompts
-        batch = evaluation_batch(prompts, e.num_images, e.samples_per_prompt)
-        films = real_films(config, batch, base.image_size)
-        scores = evaluate_images(films.images, films.batch, judges, seed=seed, bootstrap=e.bootstrap)
-        rows.append({"seed": seed, "told": films.told, **scores.to_dict()})
-    return rows
-
-
-def gap_table(summaries: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
+def gap_table(summaries: list[dict[str, Any]]) -> str:
     """Markdown: the share of the way from the anchor to real films that the policy went."""
-    of_seed = {row["seed"]: row for row in real}
     lines = ["| seed | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for s in summaries:
-        floor, reached, ceiling = s["anchor"], s["policy"], of_seed[s["seed"]]
-        shares = [(reached[m] - floor[m]) / (ceiling[m] - floor[m]) for m in METRICS]
-        lines.append(f"| {s['seed']} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
-    for row in real:
-        lines.append(f"| real films, {row['seed']} | " + " | ".join(f"{row[m]:.3f}" for m in METRICS) + " |")
+        lines.append(f"| {s['seed']} | " + " | ".join(f"{s['gap'][m]:.0%}" for m in METRICS) + " |")
+    for s in summaries:
+        cells = " | ".join(f"{s['real'][m]:.3f}" for m in METRICS)
+        lines.append(f"| real films, {s['seed']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -157,7 +131,6 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
     parser.add_argument("--out", type=Path, default=TRAIN, help="where the summaries of --seeds go")
-    parser.add_argument("--real", action="store_true", help="real films of the reports of all seeds")
     parser.add_argument("--study", nargs="*", metavar="VARIANT", help="all variants, or the named ones")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--runs", type=Path, help="keep the run directories here")
@@ -171,9 +144,6 @@ def main() -> None:
                 summary = train(["--seed", str(seed), "--overwrite"], folder)
                 summaries.append(summary | {"fid_by_half": frechet_by_half(folder)})
             args.out.write_text(json.dumps(summaries, indent=1) + "\n")
-        if args.real:
-            seeds = [s["seed"] for path in (TRAIN, FRESH) for s in json.loads(path.read_text())]
-            REAL.write_text(json.dumps(judge_real_films(seeds), indent=1) + "\n")
         if args.study is not None:
             rows = json.loads(STUDY.read_text()) if STUDY.exists() else []
             for name in args.study or VARIANTS:
@@ -188,8 +158,7 @@ def main() -> None:
             summaries = json.loads(path.read_text())
             rows = [{"variant": f"seed {s['seed']}", "relative": relative(s)} for s in summaries]
             print(f"{path.name}\n\n{train_table(summaries)}\n\n{study_table(rows)}\n")
-            real = [r for r in json.loads(REAL.read_text()) if r["seed"] in {s["seed"] for s in summaries}]
-            print(f"{gap_table(summaries, real)}\n")
+            print(f"{gap_table(summaries)}\n")
         for path in filter(Path.exists, (STUDY, EARLIER)):
             print(f"{path.name}\n\n{study_table(json.loads(path.read_text()))}\n")
 

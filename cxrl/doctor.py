@@ -45,6 +45,7 @@ def _doctor(argv: Sequence[str]) -> None:
         broken = sum(bool(file.problem) for file in lacking)
         words = f"missing for preset {config.preset}: {len(lacking) - broken}"
         raise CxrlError(f"{words}{f', broken: {broken}' if broken else ''}; see above")
+    print("\nbefore a long run: cxrl headroom with the same options says what the rewards can gain")
     hint("cxrl", "train", *argv)
 
 

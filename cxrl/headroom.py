@@ -126,32 +126,34 @@ def _side_text(side: Mapping[str, Any]) -> str:
     from cxrl.evaluation.parting import JUDGE_OF
     from cxrl.tables import format_table
 
+    every = side["best"]["chance"]["posture"]
+    shown = [0, *range(max(1, len(every) - 3), len(every))]
     rows = []
     for reward, key in JUDGE_OF.items():
-        rules = [name for name in (reward, "all rewards", f"judge of {reward}") if name in side["best"]]
-        for rule in rules:
-            of_n = side["best"][rule][key]
-            low, high = of_n[-1]["ci"]
-            interval = "" if low is None else f"[{low:.3f}, {high:.3f}]"
-            way = of_n[-1]["gap"]
-            values = ("-" if row["value"] is None else f"{row['value']:.3f}" for row in of_n)
-            real = side["real"][key]
-            rows.append(
-                (
-                    key if rule == rules[0] else "",
-                    "the judge" if rule.startswith("judge of") else rule,
-                    *values,
-                    interval,
-                    "-" if real is None else f"{real:.3f}",
-                    "-" if way is None else f"{way:.0%}",
-                )
-            )
-    sizes = [str(row["n"]) for row in side["best"]["chance"]["posture"]]
-    header = ("judged", "picked by", *sizes, "[95 %]", "real", "way")
+        rules = ((reward, reward), ("all rewards", "all rewards"), (f"judge of {reward}", "the judge"))
+        known = [(rule, word) for rule, word in rules if rule in side["best"]]
+        for place, (rule, word) in enumerate(known):
+            rows.append(_row("" if place else key, word, side["best"][rule][key], shown))
+        real = side["real"][key]
+        if real is not None:
+            rows.append(("", "real films", f"{real:.3f}"))
+    header = ("judged", "picked by", *(str(every[n]["n"]) for n in shown), "[95 %]", "way")
     title = f"{side['of']}: best of n images, {side['num_reports']} reports"
     table = format_table(rows, header=header, right=range(2, len(header)))
     told = "\n".join(textwrap.fill(line, 80, subsequent_indent="  ") for line in side["verdicts"])
     return f"{title}\n{table}\n\n{told}"
+
+
+def _row(key: str, rule: str, of_n: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> tuple[str, ...]:
+    low, high = of_n[-1]["ci"]
+    way = of_n[-1]["gap"]
+    return (
+        key,
+        rule,
+        *("-" if of_n[n]["value"] is None else f"{of_n[n]['value']:.3f}" for n in shown),
+        "" if low is None else f"[{low:.3f}, {high:.3f}]",
+        "-" if way is None else f"{way:.0%}",
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ OPTIONS = {f"{name}.{f.name}": f for name, section in sections().items() for f i
 
 _ALWAYS = """
     model.path model.dtype model.offload model.gradient_checkpointing
-    data.source data.num_prompts data.selection_num_prompts data.eval_num_prompts data.on_long_prompt data.check_images data.restricted
+    data.source data.num_prompts data.selection_num_prompts data.eval_num_prompts data.on_long_prompt
+    data.check_images data.restricted
     sampler.num_steps sampler.eta sampler.guidance_scale sampler.timestep_spacing sampler.batch_size
     policy.train policy.num_ace_tokens policy.ema_decay
     rewards.names rewards.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +155,29 @@ def partings_of(data: RunData) -> list[tuple[int, Parting]]:
         for end in range(2, len(history) + 1)
         for parting in partings(history[:end], real)
     ]
+
+
+def headroom(data: RunData) -> list[Chart]:
+    """A chart a reward: the judged number of the best of n images, by the reward, by all, by the judge."""
+    charts: list[Chart] = []
+    for reward, key in JUDGE_OF.items():
+        lines: list[Line] = []
+        for side in data.headroom:
+            for rule, word in ((reward, "reward"), ("all rewards", "all"), (f"judge of {reward}", "judge")):
+                rows = side["best"].get(rule, {}).get(key, [])
+                points = _pairs([(math.log2(n), value) for n, value, _, _ in rows if n])
+                lines.append(Line(f"{side['of']}, {word}", points, f"s{len(lines) % 6}"))
+        real = [side["real"].get(key) for side in data.headroom]
+        references = [Reference("real", value, "real") for value in real[:1] if value is not None]
+        _add(
+            charts,
+            f"{NAMES[key]}, picked by {reward}",
+            [line for line in lines if line.points],
+            "by doublings of n: 0 is one image, drawn blindly",
+            references=references,
+            x_name="doublings of n",
+        )
+    return charts
 
 
 def unjudged_rewards(data: RunData) -> list[str]:

@@ -58,6 +58,7 @@ class Section:
     rows: list[dict[str, Any]]
     judge_curves: list[Chart]
     hacking: list[Chart]
+    headroom: list[Chart]
     findings: Chart | None
     finding_rows: list[tuple[str, list[tuple[str, str]]]]
     pose: list[Chart]
@@ -173,6 +174,7 @@ def make_section(data: RunData, largest_tables: int = _LARGEST_TABLES) -> Sectio
         rows=summary_rows(data),
         judge_curves=figures.judge_curves(data),
         hacking=figures.reward_against_judge(data),
+        headroom=figures.headroom(data),
         findings=figures.auroc_per_finding(data),
         finding_rows=finding_rows(data),
         pose=figures.pose(data),

@@ -24,6 +24,7 @@ from cxrl.storage.layout import (
     BOUNDS,
     CONFIG,
     GALLERY,
+    HEADROOM,
     METRICS,
     PROVENANCE,
     SAMPLES,
@@ -106,6 +107,7 @@ class RunData:
         change, gap: Policy minus anchor; share of the way to real films. None before the end.
         told: What summary or bounds say of judges and films, as text by name.
         points: Every evaluation, the anchor first.
+        headroom: The sides of headroom.json, as they are.
         scores: Side → images.
         gallery: Side → uint8 [P, h, w]; and ``image`` [P], their numbers in ``scores``.
         sessions: The processes that worked on it.
@@ -130,6 +132,7 @@ class RunData:
     gap: Side | None
     told: dict[str, str]
     points: list[Point]
+    headroom: list[dict[str, Any]]
     scores: dict[str, list[Image]]
     gallery: dict[str, Any]
     sessions: list[dict[str, Any]]
@@ -165,6 +168,7 @@ def read_run(run_dir: Path) -> RunData:
     provenance = _json(run_dir / PROVENANCE, _sessions)
     scores = _checked(run_dir / SCORES, _scores) if (run_dir / SCORES).is_file() else {}
     gallery = _checked(run_dir / GALLERY, _gallery) if (run_dir / GALLERY).is_file() else {}
+    room = _json(run_dir / HEADROOM, _headroom, " (cxrl headroom writes a new one)")
     _fit(gallery, scores, run_dir)
     sides = {**(bounds or {}), **(summary or {})}
     of_epochs = bounds or sides
@@ -185,6 +189,7 @@ def read_run(run_dir: Path) -> RunData:
         gap=sides.get("gap"),
         told={**(bounds or {}).get("told", {}), **(summary or {}).get("told", {})},
         points=_points(records, of_epochs.get("anchor")),
+        headroom=room or [],
         scores=scores,
         gallery=gallery,
         sessions=provenance or [],
@@ -301,6 +306,31 @@ def _sessions(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _words(value: Any) -> str:
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
+def _headroom(data: dict[str, Any]) -> list[dict[str, Any]]:
+    sides = []
+    for side in list(data["sides"]):
+        best = {
+            str(rule): {str(key): [_pick(row) for row in rows] for key, rows in dict(of_rule).items()}
+            for rule, of_rule in dict(side["best"]).items()
+        }
+        counts = {name: number(side[name]) for name in ("num_samples", "num_reports")}
+        verdicts = [str(line) for line in list(side["verdicts"])]
+        sides.append(
+            {
+                "of": str(side["of"]),
+                **counts,
+                "best": best,
+                "real": _named(side["real"]),
+                "verdicts": verdicts,
+            }
+        )
+    return sides
+
+
+def _pick(row: Mapping[str, Any]) -> tuple[Number, Number, Number, Number]:
+    return number(row["n"]), number(row["value"]), *_interval(row.get("ci"))
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

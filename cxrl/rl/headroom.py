@@ -228,7 +228,8 @@ def verdicts(
         if real[key] is not None:
             words += f", real films have {real[key]:.3f}"
             if own["gap"] is not None:
-                words += f": picking reaches {own['gap']:.0%} of the way"
+                way = f"reaches {own['gap']:.0%} of the way" if own["gap"] <= 1 else "passes them"
+                words += f": picking {way}"
         agrees = f"reward and judge agree with rho {told['rho']:.2f} within a report"
         if low is None or low <= 0:
             worth = "its pick is no better than chance: worth nothing here"

@@ -21,7 +21,7 @@ from cxrl.storage.layout import BOUNDS, SCORES
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 RANGES = json.loads((ROOT / "benchmarks" / "results" / "metric_ranges.json").read_text())
-BY_REWARD = ("reward", "reward_std", "win_rate", "eval_reward")
+BY_REWARD = ("reward", "reward_std", "win_rate", "eval_reward", "reward_ci", "eval_reward_ci")
 BY_PARENT = {
     "auroc_per_finding": "FINDING",
     "ci_per_finding": "FINDING",

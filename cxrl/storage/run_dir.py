@@ -259,7 +259,7 @@ class RunDir:
         for path in checkpoints(self.checkpoints):
             delete_checkpoint(path)
         remove_partial(self.checkpoints)
-        for path in self.samples.glob("epoch-*.png"):
+        for path in self.samples.glob("*.png"):
             if layout.is_grid(path.name):
                 path.unlink()
         logs = self.path / layout.LOGS

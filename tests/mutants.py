@@ -325,7 +325,7 @@ MUTANTS: list[Mutant] = [
         "tests/metrics/test_distribution.py",
         ("trace = z.square().sum((1, 2)) + cov_y.trace() - 2.0 * cross", "trace = z.square().sum((1, 2)) + cov_y.trace() - cross"),
         ("within / (n * (n - 1)) - 2.0 * kernel_ab.mean()", "within / (n * n) - 2.0 * kernel_ab.mean()"),
-        ("distances.append((gap + mean).square().sum(1) + trace)", "distances.append(gap.square().sum() + trace)"),
+        ("return (gap + mean).square().sum(1) + trace", "return gap.square().sum() + trace"),
     ),
     *_in(
         "metrics/classification.py",

@@ -56,7 +56,8 @@ class Drawn:
 
     Attributes:
         rewards: Name → float64 [P, N].
-        judges: Task → float64 [P, N], an image's own: posture, probability given to the truth, consistency.
+        judges: Task → float64 [P, N], an image's own: posture, probability given to the truth (0 for
+            all images of a report without known labels, from which it picks blindly), consistency.
         together: float64 [P, N], what a run would make of all rewards (``comparison``, ``rewards.weights``).
         probability: float32 [P · N, F] of the findings.
         labels: float32 [P · N, F].
@@ -78,18 +79,19 @@ def sizes(num_samples: int) -> list[int]:
 def headroom(evaluator: Evaluator, *, anchor: bool, num_samples: int) -> dict[str, Any]:
     """What picking reaches on the images of the anchor, or of the policy.
 
-    Args:
-        evaluator: Of ``num_samples`` images of each report, with rewards.
-        anchor: Whose images.
-        num_samples: N.
+        Args:
+            evaluator: Of ``num_samples`` images of each report, with rewards.
+            anchor: Whose images.
+            num_samples: N.
 
     Returns:
-        JSON: ``best``, rule → judged number → a row a size (``n``, ``value``, ``ci``, ``gap``); ``real``, the
-        ceiling, or None; ``agreement``, reward → ``rho`` within a report and ``pays``, the share of the
-        judge's own gain that the reward's pick has, each with ``ci``; ``verdicts``, in words.
+        JSON: ``best``, rule → judged number → a row a size (``n``, ``value``, ``ci``, ``gap``, None where real
+        films are not above chance); ``real``, the ceiling, or None; ``agreement``, reward → ``rho`` within a
+        report and ``pays``, the share of the judge's own gain that the reward's pick has, each with ``ci``;
+        ``effects``, reward → judged number → ``gain`` over chance and ``ci``; ``verdicts``, in words.
 
-    Raises:
-        CxrlError: There is one report, or a judge's number is undefined.
+        Raises:
+            CxrlError: There is one report, or a judge's score is not finite.
     """
     judged = evaluator.anchor if anchor else evaluator.evaluate()
     config, num = evaluator.config, len(evaluator.batch.prompts)
@@ -109,6 +111,7 @@ def headroom(evaluator: Evaluator, *, anchor: bool, num_samples: int) -> dict[st
         for name, scores in drawn.rewards.items()
         if name in JUDGE_OF
     }
+    effects = {name: table.effects(scores, num_samples) for name, scores in drawn.rewards.items()}
     result = {"of": "anchor" if anchor else "policy", "num_samples": num_samples, "num_reports": num}
     return {
         **result,
@@ -116,7 +119,11 @@ def headroom(evaluator: Evaluator, *, anchor: bool, num_samples: int) -> dict[st
         "real": ceiling,
         "real_films": evaluator.films.told,
         "agreement": agreement,
-        "verdicts": verdicts(best, ceiling, agreement, num_samples),
+        "effects": effects,
+        "verdicts": [
+            *verdicts(best, ceiling, agreement, num_samples),
+            *unjudged_verdicts(effects, num_samples),
+        ],
     }
 
 
@@ -127,11 +134,22 @@ def _drawn(judged: Judged, num: int, each: int, config: Config, findings: Sequen
     shape = (num, each)
     return Drawn(
         {name: table.values[:, k].double().cpu().view(shape) for k, name in enumerate(table.names)},
-        {task: getattr(scores, task).double().view(shape) for task in JUDGE_OF},
+        _judges(scores, shape),
         _together(table, prompt_of, shape, config),
         scores.probability,
         judged.batch.labels_of(findings),
     )
+
+
+def _judges(scores: ImageScores, shape: tuple[int, int]) -> dict[str, Tensor]:
+    found = {task: getattr(scores, task).double().view(shape) for task in JUDGE_OF}
+    unlabelled = found["diagnosis"].isnan().all(1, keepdim=True)
+    found["diagnosis"] = torch.where(unlabelled, 0.0, found["diagnosis"])
+    for task, of_image in found.items():
+        if not bool(of_image.isfinite().all()):
+            report = int((~of_image.isfinite()).any(1).nonzero()[0])
+            raise CxrlError(f"headroom: the judge of {task} has no finite score for report {report}")
+    return found
 
 
 def _together(table: RewardTable, prompt_of: Tensor, shape: tuple[int, int], config: Config) -> Tensor:
@@ -145,9 +163,9 @@ def _together(table: RewardTable, prompt_of: Tensor, shape: tuple[int, int], con
 
 def _rules(drawn: Drawn) -> dict[str, Tensor]:
     """Rule of picking → scores [P, N]."""
-    known = {f"judge of {task}": s for task, s in drawn.judges.items() if bool(s.isfinite().all())}
+    judges = {f"judge of {task}": s for task, s in drawn.judges.items()}
     chance = torch.zeros_like(drawn.together)
-    return {CHANCE: chance, **drawn.rewards, TOGETHER: drawn.together, **known}
+    return {CHANCE: chance, **drawn.rewards, TOGETHER: drawn.together, **judges}
 
 
 class _Table:
@@ -176,11 +194,21 @@ class _Table:
             found = self.values(key, best_of_weights(scores, n))
             value = float(found[0])
             way = None if ceiling is None else ceiling - start
-            gap = (value - start) / way if way and value == value else None
+            gap = (value - start) / way if way is not None and way > 0 and value == value else None
             rows.append(
                 {"n": n, "value": value if value == value else None, "ci": interval(found[1:]), "gap": gap}
             )
         return rows
+
+    def effects(self, scores: Tensor, n: int) -> dict[str, dict[str, Any]]:
+        """Judged number → gain of the pick over chance, paired, with its interval."""
+        found = {}
+        for key in JUDGED:
+            gain = self.values(key, best_of_weights(scores, n)) - self.values(
+                key, best_of_weights(torch.zeros_like(scores), n)
+            )
+            found[key] = {"gain": _known(gain[0]), "ci": interval(gain[1:])}
+        return found
 
     def agreement(self, reward: str, scores: Tensor, n: int) -> dict[str, Any]:
         """Of a reward with the judge of the same task."""
@@ -218,8 +246,11 @@ def verdicts(
     """A sentence a reward that has a judge."""
     lines = []
     for reward, told in agreement.items():
-        key, gain, low = told["judge"], told["gain"], told["gain_ci"][0]
-        if told["rho"] is None or gain is None:
+        key, gain, (low, high) = told["judge"], told["gain"], told["gain_ci"]
+        if gain is None:
+            lines.append(f"{reward}: {key} is undefined on these reports, so nothing can be said of it")
+            continue
+        if told["rho"] is None:
             lines.append(f"{reward}: the same for all images of a report, so it picks nothing")
             continue
         picked, own = best[reward][key][-1]["value"], best[f"judge of {reward}"][key][-1]
@@ -230,12 +261,35 @@ def verdicts(
             if own["gap"] is not None:
                 way = f"reaches {own['gap']:.0%} of the way" if own["gap"] <= 1 else "passes them"
                 words += f": picking {way}"
+            else:
+                words += ": the base is there without picking"
         agrees = f"reward and judge agree with rho {told['rho']:.2f} within a report"
-        if low is None or low <= 0:
+        if high is not None and high < 0:
+            worth = "its pick is worse than chance: it does harm here"
+        elif low is None or low <= 0:
             worth = "its pick is no better than chance: worth nothing here"
         else:
             worth = f"its pick has {told['pays']:.0%} of what the judge's own would gain"
         lines.append(f"{words}; {agrees}; {worth}")
+    return lines
+
+
+def unjudged_verdicts(effects: Mapping[str, Mapping[str, Any]], num_samples: int) -> list[str]:
+    """A sentence a reward that has no judge: what its pick does to every judged number."""
+    lines = []
+    for reward, of_key in effects.items():
+        if reward in JUDGE_OF:
+            continue
+        told = [
+            f"{key} {found['gain']:+.3f}"
+            + ("" if found["ci"][0] is None else f" [{found['ci'][0]:+.3f}, {found['ci'][1]:+.3f}]")
+            for key, found in of_key.items()
+            if found["gain"] is not None
+        ]
+        lines.append(
+            f"{reward}: has no judge of its own; best of {num_samples} by it, against chance: "
+            + ", ".join(told)
+        )
     return lines
 
 

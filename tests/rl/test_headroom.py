@@ -16,6 +16,7 @@ import cxrl.rl.headroom as module
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
+from cxrl.evaluation.summary import ImageScores
 from cxrl.models.base import load_base
 from cxrl.models.policy import Policy
 from cxrl.rl.engine import Engine
@@ -120,6 +121,83 @@ def test_it_is_the_same_again_and_of_the_policy_where_asked(evaluator: Callable[
     policy = headroom(evaluator(), anchor=False, num_samples=EACH)
     assert policy["of"] == "policy"
     assert policy["best"]["chance"] != once["best"]["chance"], "ACE is there from the start"
+
+
+class Opposite(JudgeItself):
+    """The worst by the judge."""
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+        return -super().score(images, batch)
+
+
+class Mine(JudgeItself):
+    """A user's own, which no judge stands against."""
+
+    name = "mine"
+
+
+def test_a_reward_without_a_judge_and_one_that_does_harm(evaluator: Callable[..., Evaluator]) -> None:
+    made = evaluator({"posture": Opposite(), "mine": Mine()})
+    found = headroom(made, anchor=True, num_samples=EACH)
+    assert list(found["agreement"]) == ["posture"]
+    assert found["agreement"]["posture"]["rho"] == pytest.approx(-1.0)
+    harm, mine = found["verdicts"]
+    assert "worse than chance: it does harm here" in harm
+    assert mine.startswith("mine: has no judge of its own; best of 4 by it, against chance: posture +")
+    gains = {name: of_key["posture"]["gain"] for name, of_key in found["effects"].items()}
+    rows = {rule: found["best"][rule]["posture"][-1]["value"] for rule in ("chance", "posture", "mine")}
+    assert gains["mine"] == pytest.approx(rows["mine"] - rows["chance"])
+    assert gains["mine"] > 0
+    assert gains["posture"] == pytest.approx(rows["posture"] - rows["chance"])
+    assert gains["posture"] < 0
+
+
+def scored(diagnosis: Tensor) -> ImageScores:
+    one = torch.zeros(diagnosis.numel())
+    return ImageScores(one, diagnosis.flatten(), one, one[:, None], one[:, None])
+
+
+def test_a_report_without_labels_is_picked_from_blindly() -> None:
+    judged = torch.tensor([[0.2, 0.7], [math.nan, math.nan]])
+    assert module._judges(scored(judged), (2, 2))["diagnosis"].tolist() == [
+        pytest.approx([0.2, 0.7]),
+        [0.0, 0.0],
+    ]
+    judged[1, 0] = 0.5
+    with pytest.raises(CxrlError, match="judge of diagnosis has no finite score for report 1"):
+        module._judges(scored(judged), (2, 2))
+
+
+def drawn(posture: Tensor) -> module.Drawn:
+    num = posture.numel()
+    labels = torch.arange(len(posture)).remainder(2).repeat_interleave(posture.shape[1])[:, None].float()
+    return module.Drawn({}, {"posture": posture}, posture, torch.zeros(num, 1), labels)
+
+
+@pytest.mark.parametrize(("ceiling", "gap"), [(4.0, 0.5), (1.0, None), (2.0, None), (None, None)])
+def test_no_share_of_a_way_that_is_not_there(ceiling: float | None, gap: float | None) -> None:
+    posture = torch.tensor([[1.0, 3.0], [1.0, 3.0]], dtype=torch.float64)
+    row = module._Table(drawn(posture), 0, 10).rows("posture", posture, [2], ceiling)[0]
+    assert (row["value"], row["gap"]) == (3.0, gap)
+
+
+def told(gain: float | None, ci: list[float | None], rho: float | None = 0.0) -> dict[str, Any]:
+    return {"judge": "auroc", "gain": gain, "gain_ci": ci, "rho": rho, "pays": 0.5}
+
+
+def test_verdicts_in_words() -> None:
+    row = {"value": 0.9, "gap": None}
+    best = {rule: {"auroc": [row]} for rule in ("diagnosis", "judge of diagnosis")}
+
+    def say(real: float | None, agreement: dict[str, Any]) -> str:
+        return module.verdicts(best, {"auroc": real}, {"diagnosis": agreement}, 4)[0]
+
+    assert "undefined on these reports" in say(None, told(None, [None, None], None))
+    assert "picks nothing" in say(None, told(0.0, [0.0, 0.0], None))
+    assert "the base is there without picking" in say(0.8, told(0.1, [0.05, 0.2]))
+    assert "worth nothing here" in say(None, told(0.0, [-0.1, 0.1]))
+    assert "it does harm here" in say(None, told(-0.1, [-0.2, -0.05]))
+    assert "has 50% of what the judge's own would gain" in say(None, told(0.1, [0.05, 0.2]))
 
 
 def test_what_cannot_be_asked_for(evaluator: Callable[..., Evaluator], make_config: Make) -> None:

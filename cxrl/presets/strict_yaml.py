@@ -31,9 +31,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         CxrlError: The file cannot be read or holds what is refused; the message names file and line.
     """
+    data = _read(path)
+    if not isinstance(data, dict):
+        kind = "a list" if isinstance(data, list) else shown(data)
+        raise CxrlError(f"{path}: expected sections such as 'train:', got {kind}")
+    return data
+
+
+def read_yaml_list(path: Path) -> list[Any]:
+    """The list of a file, as :func:`read_yaml`. Raises CxrlError where it is none."""
+    data = _read(path)
+    if not isinstance(data, list):
+        kind = "a mapping" if isinstance(data, dict) else shown(data)
+        raise CxrlError(f"{path}: expected a list, got {kind}")
+    return data
+
+
+def _read(path: Path) -> Any:
     text = _text(path)
     try:
-        data = _document(path, _events(path, text))
+        return _document(path, _events(path, text))
     except yaml.YAMLError as error:
         mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
         line = mark.line if mark else text.count("\n", 0, position) if position is not None else None
@@ -42,10 +59,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise CxrlError(f"{path}: not valid YAML{where}: {problem}") from None
     except (ValueError, OverflowError):  # "\\U00110000"; PyYAML asks Python for it
         raise CxrlError(f"{path}: not valid YAML: an escape names no character") from None
-    if not isinstance(data, dict):
-        kind = "a list" if isinstance(data, list) else shown(data)
-        raise CxrlError(f"{path}: expected sections such as 'train:', got {kind}")
-    return data
 
 
 def _text(path: Path) -> str:

@@ -79,19 +79,19 @@ def sizes(num_samples: int) -> list[int]:
 def headroom(evaluator: Evaluator, *, anchor: bool, num_samples: int) -> dict[str, Any]:
     """What picking reaches on the images of the anchor, or of the policy.
 
-        Args:
-            evaluator: Of ``num_samples`` images of each report, with rewards.
-            anchor: Whose images.
-            num_samples: N.
+    Args:
+        evaluator: Of ``num_samples`` images of each report, with rewards.
+        anchor: Whose images.
+        num_samples: N.
 
     Returns:
-        JSON: ``best``, rule → judged number → a row a size (``n``, ``value``, ``ci``, ``gap``, None where real
-        films are not above chance); ``real``, the ceiling, or None; ``agreement``, reward → ``rho`` within a
-        report and ``pays``, the share of the judge's own gain that the reward's pick has, each with ``ci``;
-        ``effects``, reward → judged number → ``gain`` over chance and ``ci``; ``verdicts``, in words.
+        JSON: ``best``, rule → judged number → a row a size (``n``, ``value``, ``ci``, and ``gap``, None where
+        real films are not above chance); ``real``, the ceiling, or None; ``agreement``, reward → ``rho``
+        within a report and ``pays``, the share of the judge's own gain that the reward's pick has, each with
+        ``ci``; ``effects``, reward → judged number → ``gain`` over chance and ``ci``; ``verdicts``, in words.
 
-        Raises:
-            CxrlError: There is one report, or a judge's score is not finite.
+    Raises:
+        CxrlError: There is one report, or a judge's score is not finite.
     """
     judged = evaluator.anchor if anchor else evaluator.evaluate()
     config, num = evaluator.config, len(evaluator.batch.prompts)

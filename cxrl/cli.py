@@ -21,7 +21,7 @@ from cxrl.tables import format_table
 DEFAULT_PRESET = "phantom"
 FREQUENT = (
     *("--preset", "--config", "--run-dir", "--resume", "--overwrite"),
-    *("--samples", "--reports", "--run", "--out"),
+    *("--samples", "--reports", "--run", "--sweep", "--seeds", "--jobs", "--out", "--dry-run"),
     *("--seed", "--model.path", "--data.root", "--train.num-epochs", "--comparison.form"),
 )
 """What the first page of help shows."""

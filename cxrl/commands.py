@@ -8,6 +8,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("cxrl.report", "one HTML page of runs: judges, curves, gallery"),
     "generate": ("cxrl.generate", "draw images of reports by a run's policy or its anchor"),
     "evaluate": ("cxrl.evaluate", "judge a run again by models that gave no reward"),
+    "ablate": ("cxrl.ablate", "what each part of the method is worth: variants at equal updates"),
     "demo": ("cxrl.demo", "play with a run in a browser, on this machine alone"),
     "export": ("cxrl.export", "write a run's policy as a pipeline for plain diffusers"),
     "push": ("cxrl.push", "upload a run's adapter with its model card; never of restricted data"),

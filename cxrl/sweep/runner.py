@@ -46,7 +46,9 @@ class Job:
     def is_done(self) -> bool:
         """Whether it has been trained to the end."""
         path = self.folder / SUMMARY
-        return path.is_file() and (self.folder / CONFIG).is_file() and read_json(path).get("epochs") is not None
+        return (
+            path.is_file() and (self.folder / CONFIG).is_file() and read_json(path).get("epochs") is not None
+        )
 
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
@@ -181,5 +183,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CxrlError(f"{folder}: another process works on this sweep; wait for it, or choose another --out") from None
+            raise CxrlError(
+                f"{folder}: another process works on this sweep; wait for it, or choose another --out"
+            ) from None
         yield

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 _LONGEST = 160
 """Characters of a value in a message: a path fits, a file does not."""
 _MOST_NAMES = 5
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+"""How torch, a RuntimeError, and the system say it."""
 
 
 class CxrlError(Exception):
     """A message for the user. The commands print it as ``error: …`` on stderr and exit with status 2."""
+
+
+@contextlib.contextmanager
+def named(what: str, owner: object) -> Iterator[None]:
+    """Inside, what the user's own code raises becomes a :class:`CxrlError` that names it.
+
+    Args:
+        what: How the message begins.
+        owner: The object whose code runs. What the project's own objects raise passes, and want of memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = isinstance(error, CxrlError) or type(owner).__module__.partition(".")[0] == "cxrl"
+        if own or isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            raise
+        told = " ".join(str(error).split())
+        raise CxrlError(f"{what} raised {type(error).__name__}{f': {told}' if told else ''}") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> CxrlError:

@@ -56,13 +56,19 @@ def shown(value: object) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean …?`` with the names that are most alike, or else ``known: …`` with the first five."""
-    import difflib  # here, as everything imports this module
-
-    names, name = sorted(known), name[:_LONGEST]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    likeness = [difflib.SequenceMatcher(None, name, candidate).ratio() for candidate in near]
-    near = [candidate for candidate, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.1]
+    names = sorted(known)
+    near = near_names(name, names)
     if near:
         return f"did you mean {' or '.join(near)}?"
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return f"known: {', '.join(names[:_MOST_NAMES]) or 'none'}{more}"
+
+
+def near_names(name: str, known: Iterable[str], likeness: float = 0.6) -> list[str]:
+    """At most three of the names that are most alike, none below ``likeness`` (0 to 1)."""
+    import difflib  # here, as everything imports this module
+
+    name = name[:_LONGEST]
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=likeness)
+    ratios = [difflib.SequenceMatcher(None, name, candidate).ratio() for candidate in near]
+    return [candidate for candidate, ratio in zip(near, ratios, strict=True) if ratio > ratios[0] - 0.1]

@@ -190,7 +190,7 @@ def _separated(separator: str) -> Callable[[Path, str], Table]:
 
 
 def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
-    """(line where it begins, line where it ends, cells) of every record that is not blank."""
+    """(line where it begins, line where it ends, cells) of every record whose line is not blank."""
     lines = io.StringIO(text, newline="").readlines()  # which end with \n, \r\n or \r
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
@@ -209,7 +209,7 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, int, 
             '"' in c and f'"{c.replace(chr(34), chr(34) * 2)}"' not in written for c in cells
         ):
             raise CxrlError(f"{where} line {line} has a quote in a cell without quotes around it")
-        if any(cell.strip() for cell in cells) or len(cells) > 1:
+        if written.strip():
             yield line, reader.line_num, cells
 
 

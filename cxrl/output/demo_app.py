@@ -182,7 +182,8 @@ def start(
             footer_links=[],
         )
     except OSError as error:
-        raise CxrlError(f"--port: {port} cannot be served ({error}); choose another, or 0") from None
+        del error  # it names options of Gradio's
+        raise CxrlError(f"--port: {port} cannot be served, it is taken; choose another, or 0") from None
     page.app.middleware_stack = None  # built again, with one more
     page.app.add_middleware(_inside_only)
     return page, address

@@ -19,6 +19,7 @@ from cxrl.images.dicom import Series, save_dicom
 from cxrl.images.png import save_grid, save_png
 from cxrl.models.policy import Policy
 from cxrl.rl.engine import Engine
+from cxrl.rl.given import check_text
 from cxrl.rl.reopen import open_run
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.seeding import generator
@@ -115,12 +116,15 @@ def draw_images(
 
 
 def check_prompts(policy: Policy, prompts: Sequence[str]) -> None:
-    """Raises CxrlError where a report is empty or longer than the text encoder reads, before any is drawn."""
+    """Raises CxrlError where a report is no text, empty or longer than the text encoder reads, before any is
+    drawn.
+    """
     if not prompts:
         raise CxrlError("there is no prompt; expected at least one report")
     base = policy.base
     for number, text in enumerate(prompts, 1):
         which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        check_text(text, which)
         if not text.strip():
             raise CxrlError(f"{which} is empty; expected a report such as 'Small left pleural effusion.'")
         if (count := base.num_tokens(text)) > base.max_tokens:

@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _unknown_option(name: str, known: Sequence[str]) -> str:
-    """The message for an option that is not there, with the nearest ones, unless the very nearest destroys."""
+    """The message for an option that is not there, with the nearest ones, unless one of them destroys."""
     bare = {option.removeprefix("--"): option for option in known}
     near = [bare[word] for word in near_names(name.removeprefix("--"), bare, _NEAR)]
     safe = not any(option in DESTRUCTIVE for option in near)

@@ -209,7 +209,7 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, int, 
             '"' in c and f'"{c.replace(chr(34), chr(34) * 2)}"' not in written for c in cells
         ):
             raise CxrlError(f"{where} line {line} has a quote in a cell without quotes around it")
-        if written.strip():
+        if written.strip() or len(cells) > 1:
             yield line, reader.line_num, cells
 
 

@@ -181,9 +181,8 @@ def start(
             css=STYLE,
             footer_links=[],
         )
-    except OSError as error:
-        del error  # it names options of Gradio's
-        raise CxrlError(f"--port: {port} cannot be served, it is taken; choose another, or 0") from None
+    except OSError:  # whose advice is of options of Gradio's
+        raise CxrlError(f"--port: {port} is taken, or not for you; choose another, or 0") from None
     page.app.middleware_stack = None  # built again, with one more
     page.app.add_middleware(_inside_only)
     return page, address

@@ -224,3 +224,9 @@ def test_parquet_without_pyarrow_is_one_clear_error(tmp_path: Path, monkeypatch:
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(CxrlError, match=r"--table: reading .*t\.parquet needs pyarrow: pip install pyarrow"):
         read_rows(tmp_path / "t.parquet", ("text",), "--table")
+
+
+def test_a_quoted_empty_cell_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('text\na\n""\n\nb\n')
+    rows = read_rows(tmp_path / "t.csv", ["text"], "--t")
+    assert rows == [(2, {"text": "a"}), (3, {"text": ""}), (5, {"text": "b"})]

@@ -29,6 +29,8 @@ ROLES = ("text", "image", "id", "study", "patient", "split", "view")
 _ALIASES = {"patientid": "patient", "subjectid": "patient", "studyid": "study", "viewposition": "view"}
 _LIKENESS = 0.82
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+_BREAK = re.compile("[ \t]*[\v\f\x1c-\x1f\x85\u2028\u2029]+[ \t]*")
+"""What breaks a line for some programs and not for others: one space within the column ``text``."""
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip"}
 
@@ -91,7 +93,9 @@ def read_table(path: Path, required: Sequence[str], knob: str, *, lists: bool = 
     if not table.rows:
         raise CxrlError(f"{table.where} has no rows")
     table.check([name for name in ROLES if name in table.columns])
-    return table
+    if "text" not in table.columns:
+        return table
+    return replace(table, rows=[(n, row | {"text": _BREAK.sub(" ", row["text"])}) for n, row in table.rows])
 
 
 def read_rows(path: Path, required: Sequence[str], knob: str) -> list[Row]:

@@ -18,6 +18,10 @@ from cxrl.version import __version__
 _LONGEST_MESSAGE = 400
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255
 """Bytes of a path and of a name in it, on Linux."""
+_OTHER_PICTURES = (
+    *(".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pdf", ".svg", ".dcm", ".dicom", ".jp2"),
+    *(".html", ".json", ".csv"),
+)
 _NEAR = 0.7
 """Likeness of an option that is proposed for another."""
 DESTRUCTIVE = ("--overwrite", "--rebuild", "--yes")
@@ -149,6 +153,12 @@ def real_number(above: float, high: float) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def check_png(path: Path, option: str) -> None:
+    """Raise CxrlError where the name is that of another kind of picture than what is written, a PNG."""
+    if path.suffix.lower() in _OTHER_PICTURES:
+        raise CxrlError(f"{option}: {path} is written as PNG; name it {path.with_suffix('.png')}")
 
 
 def file_path(text: str) -> Path:

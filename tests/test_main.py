@@ -106,3 +106,18 @@ def test_only_what_is_near_and_harmless_is_proposed(
 ) -> None:
     assert main(["train", word]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["phantom", "--out", "x.jpg"], "x.jpg is written as PNG; name it x.png"),
+        (["inspect", "--data.source", "openi", "--out", "x.JPG"], "x.JPG is written as PNG; name it x.png"),
+        (["inspect", "--data.source", "openi", "--data.root", "nosuch"], "data.root: nosuch is no folder"),
+    ],
+)
+def test_a_name_that_would_mislead_or_be_ignored(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert expected in capsys.readouterr().err

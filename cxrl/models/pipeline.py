@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from cxrl.errors import CxrlError
-
 
 def save_pipeline(
     folder: Path,
@@ -34,7 +32,7 @@ def save_pipeline(
             agree in a pipeline that nobody gives a dtype.
 
     Raises:
-        CxrlError: The disk is full.
+        OSError: The disk is full.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -56,7 +54,7 @@ def save_pipeline(
             pipeline.save_pretrained(folder, safe_serialization=True)
             scheduler.save_pretrained(folder / "scheduler")
     except SafetensorError as error:  # a type of its own, also where the disk is full
-        raise CxrlError(f"cannot write {folder}: {' '.join(str(error).split())}") from error
+        raise OSError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from cxrl.cli import DEFAULT_PRESET, absolute
-from cxrl.config import Config
-from cxrl.errors import CxrlError
+from cxrl.config import MAX_SEED, Config
+from cxrl.errors import CxrlError, shown
 from cxrl.models.policy import Policy
-from cxrl.options import check_effect
+from cxrl.options import check_effect, is_text
 from cxrl.presets import load_preset, load_yaml, presets
 from cxrl.rl.drawing import check_prompts, draw
 from cxrl.rl.engine import Engine
-from cxrl.rl.progress import Progress
+from cxrl.rl.given import listed, whole_numbers
+from cxrl.rl.progress import Progress, checked
 from cxrl.rl.reopen import evaluate_run, open_run
 from cxrl.rl.trainer import Trainer
 from cxrl.storage.layout import CONFIG, METRICS, SUMMARY
@@ -50,7 +51,7 @@ class Run:
         Raises:
             CxrlError: There is none.
         """
-        self.path = Path(path)
+        self.path = _path(path, "run")
         if not (self.path / CONFIG).is_file():
             raise CxrlError(f"{self.path} is not a run of cxrl train: it has no {CONFIG}")
 
@@ -104,19 +105,21 @@ class Run:
             them (:func:`cxrl.images.png.save_png` does).
 
         Raises:
-            CxrlError: A report is empty or too long, or the run cannot be opened.
+            CxrlError: A report is empty or too long, a seed is none, or the run cannot be opened.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompts] if isinstance(prompts, str) else listed(prompts, "prompts", "a report or several")
+        numbers = whole_numbers(seeds, "seeds", MAX_SEED)
+        if not numbers:
+            raise CxrlError("seeds: there are none; expected one for each image of a report")
+        _check_flag(anchor, "anchor")
         config, policy = self._opened
         check_prompts(policy, texts)
-        if not seeds:
-            raise CxrlError("seeds: there are none; expected one for each image of a report")
-        images = [image.cpu() for image in draw(policy, config.sampler, texts, seeds=seeds, anchor=anchor)]
-        return torch.stack(images).unflatten(0, (len(texts), len(seeds)))
+        images = [image.cpu() for image in draw(policy, config.sampler, texts, seeds=numbers, anchor=anchor)]
+        return torch.stack(images).unflatten(0, (len(texts), len(numbers)))
 
     def evaluate(self, *, num_images: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
         """Judge it again. Arguments and result as :func:`evaluate`."""
-        return evaluate_run(self.path, num_images=num_images, progress=progress)
+        return evaluate_run(self.path, num_images=num_images, progress=checked(progress))
 
 
 def train(
@@ -148,13 +151,18 @@ def train(
     Raises:
         CxrlError: Whatever a user can cause; the last checkpoint stays intact.
     """
-    start = _configuration(config, run_dir, resume)
-    changed = Config.from_dict(_nested(settings or {}), start)
-    check_effect(changed, start, dict.fromkeys(settings or {}, ""))
+    _check_flag(resume, "resume")
+    _check_flag(overwrite, "overwrite")
+    told = checked(progress)
+    values = {} if settings is None else _checked_settings(settings)
+    folder = None if run_dir is None else _path(run_dir, "run_dir")
+    start = _configuration(config, folder, resume)
+    changed = Config.from_dict(_nested(values), start)
+    check_effect(changed, start, dict.fromkeys(values, ""))
     resolved = absolute(changed)
     if prompts is None:
         resolved.data.check_root()
-    where = Path(run_dir or resolved.run.dir or f"runs/{resolved.preset}")
+    where = Path(folder or resolved.run.dir or f"runs/{resolved.preset}")
     resolved = Config.from_dict({"run": {"dir": str(where)}}, resolved)
     Trainer(
         resolved,
@@ -164,7 +172,7 @@ def train(
         rewards=rewards,
         judges=judges,
         prompts=prompts,
-        progress=progress,
+        progress=told,
     ).run()
     return Run(where)
 
@@ -208,13 +216,36 @@ def _run(run: Run | str | Path) -> Run:
     return run if isinstance(run, Run) else Run(run)
 
 
-def _configuration(config: Config | str | Path | None, run_dir: str | Path | None, resume: bool) -> Config:
+def _path(value: Any, name: str) -> Path:
+    """Raises CxrlError where it is none."""
+    if not isinstance(value, str | Path) or not str(value).strip() or not is_text(str(value)):
+        raise CxrlError(f"{name}: {shown(value)} is no path; expected that of a folder, a text or a Path")
+    return Path(value)
+
+
+def _check_flag(value: Any, name: str) -> None:
+    if not isinstance(value, bool):
+        raise CxrlError(f"{name}: {shown(value)} is none of True and False")
+
+
+def _checked_settings(settings: Any) -> Mapping[str, Any]:
+    if not isinstance(settings, Mapping):
+        raise CxrlError(f"settings: {shown(settings)} is no mapping; expected {{'train.num_epochs': 4}}")
+    for name in settings:
+        if not isinstance(name, str):
+            raise CxrlError(f"settings: {shown(name)} is no name of an option; expected 'section.field'")
+    return settings
+
+
+def _configuration(config: Config | str | Path | None, run_dir: Path | None, resume: bool) -> Config:
     if resume:
         if config is not None:
             raise CxrlError("resume takes the run's own config.yaml; leave config out, and use settings")
         return Run(run_dir or Path("runs", DEFAULT_PRESET)).config
     if isinstance(config, Config):
         return config
+    if not isinstance(config, str | Path | None):
+        raise CxrlError(f"config: {shown(config)}; expected a preset's name, a YAML file or a cxrl.Config")
     name = DEFAULT_PRESET if config is None else str(config)
     if name in presets() or not name.endswith((".yaml", ".yml")):
         return load_preset(name)
@@ -222,10 +253,10 @@ def _configuration(config: Config | str | Path | None, run_dir: str | Path | Non
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``section.field`` → value as sections. Raises CxrlError where a name is no text."""
+    """``section.field`` → value as sections."""
     result: dict[str, Any] = {}
     for name, value in settings.items():
-        section, _, key = str(name).partition(".")
+        section, _, key = name.partition(".")
         if key:
             result.setdefault(section, {})[key] = value
         else:

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cxrl.command import LEVELS, set_level
-from cxrl.errors import CxrlError, shown, unknown_name
+from cxrl.errors import CxrlError, near_names, shown
 from cxrl.options import NO_TEXT_REASON, is_text, to_number
 from cxrl.version import __version__
 
 _LONGEST_MESSAGE = 400
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255
 """Bytes of a path and of a name in it, on Linux."""
+_OTHER_PICTURES = (
+    *(".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pdf", ".svg", ".dcm", ".dicom", ".jp2"),
+    *(".html", ".json", ".csv"),
+)
+_NEAR = 0.7
+"""Likeness of an option that is proposed for another."""
 DESTRUCTIVE = ("--overwrite", "--rebuild", "--yes")
 """Options that are never proposed for a name that is not there."""
 
@@ -43,6 +49,7 @@ class Parser(argparse.ArgumentParser):
         self.common.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value, got")
         short = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
         raise CxrlError(f"{short} (see {self.prog} --help)")
 
@@ -73,8 +80,7 @@ class Parser(argparse.ArgumentParser):
         result, rest = self.parse_known_args(tokens)
         for token in rest:
             if token.startswith("--"):
-                harmless = [name for name in known if name not in DESTRUCTIVE]
-                self.error(str(unknown_name("option", token.split("=")[0], harmless)))
+                self.error(_unknown_option(token.split("=")[0], known))
             self.error(f"unexpected argument {shown(token)}")
         if result.quiet and result.log_level is not None:
             self.error("--quiet is --log-level warning; leave one out")
@@ -96,6 +102,14 @@ class Parser(argparse.ArgumentParser):
             else:
                 tokens.append(token)
         return tokens
+
+
+def _unknown_option(name: str, known: Sequence[str]) -> str:
+    """The message for an option that is not there, with the nearest ones, unless one of them destroys."""
+    bare = {option.removeprefix("--"): option for option in known}
+    near = [bare[word] for word in near_names(name.removeprefix("--"), bare, _NEAR)]
+    safe = not any(option in DESTRUCTIVE for option in near)
+    return f"unknown option {shown(name)}" + (f"; did you mean {' or '.join(near)}?" if near and safe else "")
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -141,10 +155,18 @@ def real_number(above: float, high: float) -> Callable[[str], float]:
     return number
 
 
+def check_png(path: Path, option: str) -> None:
+    """Raise CxrlError where the name is that of another kind of picture than what is written, a PNG."""
+    if path.suffix.lower() in _OTHER_PICTURES:
+        raise CxrlError(f"{option}: {path} is written as PNG; name it {path.with_suffix('.png')}")
+
+
 def file_path(text: str) -> Path:
     """The type of an option that is a file or folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the path is empty")
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-' is no path here; ./- is a file of that name")
     path = Path(text)
     if len(text.encode()) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_NAME for p in path.parts):
         raise argparse.ArgumentTypeError(f"{shown(text)} is too long for a path")

@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from cxrl.errors import CxrlError
+from cxrl.errors import NO_MEMORY, CxrlError
 
 LEVELS = ("debug", "info", "warning", "error")
 """Of ``--log-level``: libraries speak too; what is done; what is doubtful; what failed."""
 EXIT_USER_ERROR, EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
-"""How torch, a RuntimeError, and the system say it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -160,7 +158,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     line = _one_line(error)
     if isinstance(error, CxrlError | OSError | ValueError):
         return f"error: {line}", EXIT_USER_ERROR
-    if isinstance(error, MemoryError) or any(words in line for words in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(words in line for words in NO_MEMORY):
         advice = "fewer images, smaller batches or a smaller file need less"
         return f"error: out of memory ({line[:200]}); {advice}", EXIT_USER_ERROR
     if isinstance(error, RecursionError | OverflowError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxrl.command import hint, run_command
 from cxrl.errors import CxrlError
@@ -56,7 +56,7 @@ def parser() -> Parser:
         required=True,
         help="where the files go; with --prompts also policy.csv or anchor.csv, which lists them",
     )
-    parser.add_argument("--grid", action="store_true", help="also write grid.png: reports across, seeds down")
+    parser.add_argument("--grid", action="store_true", help="also SOURCE-grid.png: reports by seeds")
     parser.add_argument(
         "--format",
         metavar="NAME",
@@ -68,19 +68,25 @@ def parser() -> Parser:
 
 
 def _generate(argv: Sequence[str]) -> None:
+    from cxrl.config import MAX_SEED
     from cxrl.storage.writing import check_folder_writable
 
     args = parser().parse(argv)
     prompts = _prompts(args)
     check_folder_writable(args.out, "--out")
     from cxrl.images.read_dicom import import_pydicom
-    from cxrl.rl.drawing import draw_images, save_images
+    from cxrl.rl.drawing import check_unused, draw_images, save_images
 
     if args.format == "dicom":
         import_pydicom()  # its absence is told before anything is drawn
+    if args.seed + args.num_images - 1 > MAX_SEED:
+        raise CxrlError(
+            f"--seed: {args.seed} with --num-images {args.num_images} goes beyond the largest, {MAX_SEED}"
+        )
     seeds = range(args.seed, args.seed + args.num_images)
-    numbered = args.prompts is not None
-    drawings = draw_images(args.run, prompts, seeds=seeds, anchor=args.anchor, numbered=numbered)
+    drawn: dict[str, Any] = {"seeds": seeds, "anchor": args.anchor, "numbered": args.prompts is not None}
+    check_unused(args.out, len(prompts), **drawn, file_format=args.format, grid=args.grid)
+    drawings = draw_images(args.run, prompts, **drawn)
     for path in save_images(args.out, drawings, args.format, grid=args.grid):
         print(path, flush=True)
     if not args.anchor:

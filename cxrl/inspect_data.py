@@ -50,6 +50,7 @@ def parser() -> Parser:
 
 
 def _inspect(argv: Sequence[str]) -> None:
+    from cxrl.arguments import check_png
     from cxrl.cli import resolve
     from cxrl.config import Config
 
@@ -70,6 +71,7 @@ def _inspect(argv: Sequence[str]) -> None:
     from cxrl.storage.writing import check_writable
 
     if args["out"] is not None:
+        check_png(args["out"], "--out")
         check_writable(args["out"], "--out")
     index = load_index(config, rebuild=args["rebuild"])
     print(summary(index))

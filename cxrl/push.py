@@ -32,9 +32,10 @@ def parser() -> Parser:
 
 def _push(argv: Sequence[str]) -> None:
     args = parser().parse(argv)
-    from cxrl.rl.push import files_to_push, push_run
+    from cxrl.rl.push import check_repository, files_to_push, push_run
     from cxrl.tables import format_table
 
+    check_repository(args.to)
     files = files_to_push(args.run)
     rows = [(f"  {path}", f"{path.stat().st_size:,}") for path in files]
     print(format_table(rows, header=("  file", "bytes"), right=[1]))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,6 +109,105 @@ def test_what_is_wrong_is_raised(tmp_path: Path, made: tuple[cxrl.Run, Told]) ->
         with pytest.raises(cxrl.CxrlError, match=message):
             call()
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "seeds", [3, "12", 1.5, [1.5], ["1"], [-1], [True], [10**12], [None], {0: 1}, int, b"12", None]
+)
+def test_what_is_no_seed_is_refused(made: tuple[cxrl.Run, Told], seeds: Any) -> None:
+    with pytest.raises(cxrl.CxrlError, match=r"^seeds: .*expected whole numbers"):
+        made[0].generate("No acute disease.", seeds=seeds)
+
+
+def test_seeds_of_other_kinds_are_taken(made: tuple[cxrl.Run, Told]) -> None:
+    run = made[0]
+    one = run.generate("No acute disease.", seeds=[2, 0])
+    for seeds in (torch.tensor([2, 0]), np.array([2, 0]), iter((2, 0))):
+        assert torch.equal(run.generate("No acute disease.", seeds=seeds), one)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (5, "prompts: 5 is no list"),
+        (None, "prompts: nothing is no list"),
+        ([1], "the prompt: 1 is no report"),
+        (["a", None], "prompt 2: nothing is no report"),
+        ("a\0b", "holds NUL"),
+        (b"a", "prompts: b'a' is no list"),
+    ],
+)
+def test_what_is_no_report_is_refused(made: tuple[cxrl.Run, Told], prompts: Any, message: str) -> None:
+    with pytest.raises(cxrl.CxrlError, match=message):
+        cxrl.generate(made[0], prompts)
+
+
+@pytest.mark.parametrize("thing", [5, None, "", " ", "a\0b", [1], b"a"])
+def test_what_is_no_run_is_refused(thing: Any) -> None:
+    for call in (
+        lambda: cxrl.load_run(thing),
+        lambda: cxrl.generate(thing, "a"),
+        lambda: cxrl.evaluate(thing),
+    ):
+        with pytest.raises(cxrl.CxrlError, match=r"^run: .* is no path"):
+            call()
+    if thing is not None:
+        with pytest.raises(cxrl.CxrlError, match=r"^run_dir: .* is no path"):
+            cxrl.train("smoke", run_dir=thing)
+
+
+class Mute(cxrl.Progress):
+    """Has a slip in a method."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        record["no such key"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": [1]}, r"settings: \[1\] is no mapping"),
+        ({"settings": {5: 1}}, "settings: 5 is no name"),
+        ({"settings": 0}, "settings: 0 is no mapping"),
+        ({"config": 5}, "config: 5; expected a preset"),
+        ({"resume": "no"}, "resume: 'no' is none of True and False"),
+        ({"overwrite": 1}, "overwrite: 1 is none of True and False"),
+        ({"rewards": 5}, "rewards: 5 is no mapping"),
+        ({"rewards": ["posture"]}, "rewards: .* is no mapping"),
+        ({"rewards": {}}, "rewards: there is no model for posture, "),
+        ({"rewards": {"posture": 5, "diagnosis": 5, "consistency": 5}}, "reward 'posture' is 5"),
+        ({"judges": 5}, "judges: 5, which has no posture, "),
+        ({"judges": 0}, "judges: 0, which has no"),
+        ({"prompts": 5}, "prompts: 5; expected"),
+        ({"prompts": ["a"]}, "prompts: .*; expected"),
+        ({"prompts": ("a", "b")}, "prompts: training is 'a'"),
+        ({"prompts": ([1], [])}, "prompts: training 0 is 1; expected a ReportPrompt"),
+        ({"progress": 5}, "progress: 5 is no object of a cxrl.Progress"),
+        ({"progress": cxrl.Progress}, r"progress: .*; write Progress\(\)"),
+    ],
+)
+def test_what_a_call_is_given_is_looked_at_first(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(cxrl.CxrlError, match=message):
+        cxrl.train(**({"config": "smoke", "run_dir": tmp_path / "x"} | arguments))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_other_calls_look_too(made: tuple[cxrl.Run, Told]) -> None:
+    with pytest.raises(cxrl.CxrlError, match="anchor: 'no' is none of True and False"):
+        cxrl.generate(made[0], "a", anchor="no")  # type: ignore[arg-type]
+    for wrong in (5, cxrl.Progress):
+        with pytest.raises(cxrl.CxrlError, match="progress: "):
+            cxrl.evaluate(made[0], progress=wrong)  # type: ignore[arg-type]
+    for number in ("x", 1.5, True):
+        with pytest.raises(cxrl.CxrlError, match=r"eval\.num_images"):
+            cxrl.evaluate(made[0], num_images=number)  # type: ignore[arg-type]
+
+
+def test_a_progress_that_raises_is_named(tmp_path: Path) -> None:
+    with pytest.raises(cxrl.CxrlError, match=r"progress: Mute.epoch raised KeyError: 'no such key'"):
+        cxrl.train("smoke", tmp_path / "x", settings=SMALL, progress=Mute())
 
 
 def test_functions_keep_their_names_beside_the_commands() -> None:

@@ -87,3 +87,37 @@ def test_bash_takes_the_completion(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.stdout.split() == ["train"]
     assert main(["completion", "fish"]) == 2
     assert "bash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--overwirte", "unknown option '--overwirte' (see"),
+        ("--ovrwrite", "unknown option '--ovrwrite' (see"),
+        ("--qqqqq", "unknown option '--qqqqq' (see"),
+        ("--resum", "did you mean --resume?"),
+        ("--train.num-epoch", "did you mean --train.num-epochs?"),
+        ("--overwrite=yes", "--overwrite: takes no value, got 'yes'"),
+        ("--run-dir=-", "'-' is no path here"),
+    ],
+)
+def test_only_what_is_near_and_harmless_is_proposed(
+    word: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", word]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["phantom", "--out", "x.jpg"], "x.jpg is written as PNG; name it x.png"),
+        (["inspect", "--data.source", "openi", "--out", "x.JPG"], "x.JPG is written as PNG; name it x.png"),
+        (["inspect", "--data.source", "openi", "--data.root", "nosuch"], "data.root: nosuch is no folder"),
+    ],
+)
+def test_a_name_that_would_mislead_or_be_ignored(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert expected in capsys.readouterr().err

@@ -86,6 +86,10 @@ class PromptBatch:
     def __len__(self) -> int:
         return self.prompt_of.numel()
 
+    def copy(self) -> PromptBatch:
+        """The same, with a ``prompt_of`` of its own."""
+        return PromptBatch(self.prompts, self.prompt_of.clone())
+
     def slice(self, start: int, stop: int) -> PromptBatch:
         """Samples ``start:stop`` with the same distinct prompts."""
         return PromptBatch(self.prompts, self.prompt_of[start:stop])

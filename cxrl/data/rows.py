@@ -29,6 +29,8 @@ ROLES = ("text", "image", "id", "study", "patient", "split", "view")
 _ALIASES = {"patientid": "patient", "subjectid": "patient", "studyid": "study", "viewposition": "view"}
 _LIKENESS = 0.82
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+_BREAK = re.compile("[ \t]*[\v\f\x1c-\x1f\x85\u2028\u2029]+[ \t]*")
+"""What breaks a line for some programs and not for others: one space within the column ``text``."""
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip"}
 
@@ -91,7 +93,9 @@ def read_table(path: Path, required: Sequence[str], knob: str, *, lists: bool = 
     if not table.rows:
         raise CxrlError(f"{table.where} has no rows")
     table.check([name for name in ROLES if name in table.columns])
-    return table
+    if "text" not in table.columns:
+        return table
+    return replace(table, rows=[(n, row | {"text": _BREAK.sub(" ", row["text"])}) for n, row in table.rows])
 
 
 def read_rows(path: Path, required: Sequence[str], knob: str) -> list[Row]:
@@ -190,7 +194,7 @@ def _separated(separator: str) -> Callable[[Path, str], Table]:
 
 
 def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
-    """(line where it begins, line where it ends, cells) of every record that is not blank."""
+    """(line where it begins, line where it ends, cells) of every record whose line is not blank."""
     lines = io.StringIO(text, newline="").readlines()  # which end with \n, \r\n or \r
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
@@ -209,7 +213,7 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, int, 
             '"' in c and f'"{c.replace(chr(34), chr(34) * 2)}"' not in written for c in cells
         ):
             raise CxrlError(f"{where} line {line} has a quote in a cell without quotes around it")
-        if any(cell.strip() for cell in cells) or len(cells) > 1:
+        if written.strip() or len(cells) > 1:
             yield line, reader.line_num, cells
 
 

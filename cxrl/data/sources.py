@@ -84,6 +84,8 @@ def load_index(config: DataConfig, *, rebuild: bool = False) -> Index:
 def _source(config: DataConfig) -> tuple[list[Path], Callable[[DataConfig], Index]]:
     """The files that the index is read from, and what builds it."""
     config.check_root()
+    if config.source == "openi" and config.root and not Path(config.root).is_dir():
+        raise CxrlError(f"data.root: {config.root} is no folder; leave it out for reports without films")
     if config.source == "mimic_cxr":
         from cxrl.data.mimic_cxr import build_mimic, mimic_files
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cxrl.config import Config
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.errors import CxrlError
+from cxrl.errors import CxrlError, named
 from cxrl.metrics.alignment import alignment
 from cxrl.metrics.classification import weighted_auroc
 from cxrl.metrics.distribution import weighted_frechet
@@ -225,7 +225,9 @@ def evaluate_images(
         bad = int((~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero()[0])
         raise ValueError(f"image {bad} has values outside [0, 1] or nan")
     num_prompts = len(batch.prompts)
-    texts = _finite(judges, "consistency", "report", judges.text_embeds([p.text for p in batch.prompts]))
+    with named("the judge of consistency", judges):
+        texts = judges.text_embeds([p.text for p in batch.prompts]).clone()
+    texts = _finite(judges, "consistency", "report", texts)
     embeds = _judged(judges, "consistency", judges.image_embeds, images, judged)
     psi = _judged(judges, "posture", judges.posture, images, judged)
     posture = posture_score(psi)
@@ -308,11 +310,12 @@ def _judged(
     images: Tensor,
     judged: Callable[[int], None],
 ) -> Tensor:
-    """What the judge of a task says of images, in batches, on the CPU."""
+    """What the judge of a task says of images, in batches, on the CPU. It gets copies that it may change."""
     parts = []
     with torch.no_grad():
         for part in images.split(JUDGE_BATCH):
-            parts.append(score(part).cpu())
+            with named(f"the judge of {task}", judges):
+                parts.append(score(part.clone()).to("cpu", copy=True))
             judged(len(part))
     return _finite(judges, task, "image", torch.cat(parts))
 

@@ -181,8 +181,8 @@ def start(
             css=STYLE,
             footer_links=[],
         )
-    except OSError as error:
-        raise CxrlError(f"--port: {port} cannot be served ({error}); choose another, or 0") from None
+    except OSError:  # whose advice is of options of Gradio's
+        raise CxrlError(f"--port: {port} is taken, or not for you; choose another, or 0") from None
     page.app.middleware_stack = None  # built again, with one more
     page.app.add_middleware(_inside_only)
     return page, address

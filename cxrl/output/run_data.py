@@ -212,6 +212,8 @@ def _checked(path: Path, read: Callable[[Path], T], hint: str = "") -> T:
         return read(path)
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:80]
+        if isinstance(error, KeyError):
+            reason = f"it has no {reason}, which every run of this version writes"
         raise CxrlError(f"{path} is damaged ({reason}){hint}") from None
 
 

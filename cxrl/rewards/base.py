@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.errors import CxrlError, unknown_name
+from cxrl.errors import CxrlError, named, shown, unknown_name
 from cxrl.scorers.choice import OpenedModel
 from cxrl.shipped import REWARDS, folder_of
 
@@ -39,6 +40,7 @@ BUILT_IN = {
     "consistency": "ConsistencyReward",
 }
 """Module of cxrl.rewards → class; imported when rewards are built, not before."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,59}")
 
 
 @runtime_checkable
@@ -60,10 +62,27 @@ def register_reward(name: str) -> Callable[[T], T]:
     """Decorator: makes ``factory(path, device)`` available as ``--rewards.names name``.
 
     Args:
-        name: What the configuration calls it. Registering a name again replaces it.
+        name: What the configuration calls it: letters, digits, ``_`` and ``-``, a letter first, at most 60.
+            Registering a name again replaces it, as a notebook does; those of ``BUILT_IN`` are taken.
+
+    Raises:
+        CxrlError: The name is none or taken; what is decorated cannot be called, or is a class without
+            ``score``.
     """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise CxrlError(
+            f"register_reward: {shown(name)} is no name; expected letters, digits, _ and -, a letter first"
+        )
 
     def keep(factory: T) -> T:
+        if name in BUILT_IN and getattr(factory, "__module__", "") != f"cxrl.rewards.{name}":
+            raise CxrlError(f"register_reward: {name} is a reward that ships; choose another name")
+        is_class = isinstance(factory, type)
+        if not callable(factory) or (is_class and not callable(getattr(factory, "score", None))):
+            raise CxrlError(
+                f"register_reward: {shown(getattr(factory, '__name__', factory))} for {name!r} has no "
+                "score(images, batch); expected a class that has, or a function (path, device) that makes one"
+            )
         _REGISTRY[name] = factory
         return factory
 
@@ -86,7 +105,8 @@ def build_rewards(
             :func:`cxrl.scorers.choice.open_models`.
 
     Raises:
-        CxrlError: An unknown name (the nearest one is suggested), or weights that cannot be read.
+        CxrlError: An unknown name (the nearest one is suggested), weights that cannot be read, or one of the
+            user's own that raises or has no ``score``.
     """
     built_in = _built_in()
     folder = folder_of(path, REWARDS)
@@ -95,24 +115,32 @@ def build_rewards(
         if name not in _REGISTRY:
             raise CxrlError(f"rewards.names: {unknown_name('reward', name, _REGISTRY)}")
         factory, model = _REGISTRY[name], (models or {}).get(name)
-        if model is not None and factory is built_in.get(name):
-            rewards[name] = built_in[name](folder, torch.device(device), model)
+        if name in built_in:
+            with_model = () if model is None else (model,)
+            rewards[name] = built_in[name](folder, torch.device(device), *with_model)
         else:
-            rewards[name] = factory(folder, torch.device(device))
+            with named(f"reward {name!r}: {getattr(factory, '__name__', 'its factory')}(path, device)", None):
+                rewards[name] = factory(folder, torch.device(device))
+            check_reward(name, rewards[name])
     return rewards
 
 
+def check_reward(name: str, reward: object) -> None:
+    """Raise CxrlError unless it can score."""
+    if isinstance(reward, type) or not callable(getattr(reward, "score", None)):
+        what = f"the class {reward.__name__}" if isinstance(reward, type) else shown(reward)
+        raise CxrlError(f"reward {name!r} is {what}, expected an object with score(images, batch)")
+
+
 def own_rewards(names: Sequence[str]) -> list[str]:
-    """Which of ``names`` the user registered, also in place of a built-in one."""
-    built_in = _built_in()
-    return [name for name in names if _REGISTRY.get(name) is not built_in.get(name)]
+    """Which of ``names`` the user registered."""
+    return [name for name in names if name not in BUILT_IN]
 
 
 def _built_in() -> dict[str, Any]:
-    """The built-in rewards, registered where nothing else is under their names."""
+    """The built-in rewards, registered."""
     classes = {n: getattr(importlib.import_module(f"cxrl.rewards.{n}"), cls) for n, cls in BUILT_IN.items()}
-    for name, cls in classes.items():
-        _REGISTRY.setdefault(name, cls)
+    _REGISTRY.update(classes)
     return classes
 
 
@@ -138,7 +166,7 @@ def score_all(
     batch: PromptBatch,
     scored: Callable[[int], None] = lambda count: None,
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Every reward of every image.
+    """Every reward of every image. Each gets a copy of images and batch of its own, and may change it.
 
     Args:
         images: float32 [N, 1, H, W] in [0, 1].
@@ -149,12 +177,13 @@ def score_all(
         The K names, and float32 [N, K].
 
     Raises:
-        CxrlError: A reward returns another shape, or a value that is not finite; the reward and the sample
-            are named.
+        CxrlError: A reward raises, or returns another shape or a value that is not finite; the reward and the
+            sample are named.
     """
     columns = []
     for name, reward in rewards.items():
-        score = reward.score(images, batch)
+        with named(f"reward {name!r}", reward):
+            score = reward.score(images.clone(), batch.copy())
         if not isinstance(score, Tensor) or tuple(score.shape) != (len(batch),):
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise CxrlError(
@@ -169,6 +198,6 @@ def score_all(
                 f"reward {name!r} is {float(score[n])} for sample {n} of {len(batch)} (prompt {number}); "
                 "rewards must be finite"
             )
-        columns.append(score.detach().float())
+        columns.append(score.detach().float().clone())
         scored(len(batch))
     return tuple(rewards), torch.stack(columns, dim=1)

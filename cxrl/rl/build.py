@@ -19,6 +19,7 @@ from cxrl.rewards.base import Reward, build_rewards, check_labels, own_rewards
 from cxrl.rl.anchor import Anchors
 from cxrl.rl.engine import Engine
 from cxrl.rl.evaluation import Evaluator
+from cxrl.rl.given import check_judges, check_prompt_lists, check_rewards
 from cxrl.rl.limits import Limits
 from cxrl.rl.rollout import Sampler
 from cxrl.rl.scoring import Scorer
@@ -83,8 +84,16 @@ def build(
             these choose.
 
     Raises:
-        CxrlError: A model or a report cannot be had, or they do not fit the configuration.
+        CxrlError: A model or a report cannot be had, or they do not fit the configuration; what is given is
+            not what is expected.
     """
+    names = config.rewards.names
+    if rewards is not None:
+        check_rewards(rewards, names)
+    if judges is not None:
+        check_judges(judges)
+    if prompts is not None:
+        check_prompt_lists(prompts)
     model = config.model
     base = load_base(
         model.path,
@@ -106,15 +115,14 @@ def build(
     notes = [message(config.data, split, s) for split, s in zip(SPLITS, sets, strict=True)]
     training, choosing, held_out = (chosen.prompts for chosen in sets)
     _check_epoch(config, len(training), engine.world)
-    names = config.rewards.names
-    own = names if rewards else own_rewards(names)
+    own = own_rewards(names) if rewards is None else names
     of_rewards = open_models(config, "rewards", without=own)
     made = rewards or build_rewards(names, config.rewards.path, engine.device, of_rewards)
     made = {name: made[name] for name in names}
     check_labels(made, training)
-    of_judges = {} if judges else open_judges(config)
-    judged_by = judges or build_judges(config, base.image_size, engine.device, of_judges)
-    if not (rewards or judges):
+    of_judges = {} if judges is not None else open_judges(config)
+    judged_by = build_judges(config, base.image_size, engine.device, of_judges) if judges is None else judges
+    if rewards is None and judges is None:
         notes += [f"warning: {line}" for line in phantom_models(config)]
     policy = Policy(base, config.policy, seed=derive_seed(config.seed, "policy"))
     sampler, scorer = Sampler(policy, config.sampler), Scorer(made, engine)

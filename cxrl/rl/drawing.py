@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from cxrl.images.dicom import Series, save_dicom
 from cxrl.images.png import save_grid, save_png
 from cxrl.models.policy import Policy
 from cxrl.rl.engine import Engine
+from cxrl.rl.given import check_text
 from cxrl.rl.reopen import open_run
 from cxrl.rl.rollout import Sampler, image_noise
 from cxrl.rl.seeding import generator
@@ -26,7 +28,7 @@ from cxrl.storage.writing import cannot_write
 
 FORMATS = {"png": ".png", "dicom": ".dcm"}
 GRID, GRID_REPORTS, GRID_SEEDS = "grid.png", 8, 6
-"""The picture of all, and what it holds at most."""
+"""The picture of all, SOURCE-grid.png, and what it holds at most."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,39 @@ class Drawing:
     @property
     def name(self) -> str:
         """Of its file, without suffix."""
-        return "-".join((self.source, *([f"{self.number:04d}"] if self.number else []), f"{self.seed:06d}"))
+        return file_name(self.source, self.number, self.seed)
+
+
+def file_name(source: str, number: int, seed: int) -> str:
+    """Of an image's file, without suffix; ``number`` is the report's, 0 where reports have none."""
+    return "-".join((source, *([f"{number:04d}"] if number else []), f"{seed:06d}"))
+
+
+def check_unused(
+    out: Path,
+    num_prompts: int,
+    *,
+    seeds: Sequence[int],
+    anchor: bool,
+    numbered: bool,
+    file_format: str,
+    grid: bool,
+) -> None:
+    """Raise CxrlError where a file that :func:`save_images` would write is there: it may be of another report
+    or run, and would be lost. Arguments as :func:`draw_images` and :func:`save_images`.
+    """
+    source, suffix = "anchor" if anchor else "policy", FORMATS[file_format]
+    numbers = range(1, num_prompts + 1) if numbered else (0,)
+    names = [f"{file_name(source, number, seed)}{suffix}" for number in numbers for seed in seeds]
+    names += [f"{source}.csv"] * numbered + [f"{source}-{GRID}"] * grid
+    there = set(os.listdir(out)) if out.is_dir() else set()
+    taken = [name for name in names if name in there]
+    if taken:
+        more = f" and {len(taken) - 1} more of these names" if len(taken) > 1 else ""
+        raise CxrlError(
+            f"--out: {out} holds {taken[0]}{more} already, which would be lost; choose another folder, or "
+            "move them" + ("" if numbered or grid else ", or take another --seed")
+        )
 
 
 def draw_images(
@@ -82,12 +116,15 @@ def draw_images(
 
 
 def check_prompts(policy: Policy, prompts: Sequence[str]) -> None:
-    """Raises CxrlError where a report is empty or longer than the text encoder reads, before any is drawn."""
+    """Raises CxrlError where a report is no text, empty or longer than the text encoder reads, before any is
+    drawn.
+    """
     if not prompts:
         raise CxrlError("there is no prompt; expected at least one report")
     base = policy.base
     for number, text in enumerate(prompts, 1):
         which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        check_text(text, which)
         if not text.strip():
             raise CxrlError(f"{which} is empty; expected a report such as 'Small left pleural effusion.'")
         if (count := base.num_tokens(text)) > base.max_tokens:
@@ -119,7 +156,7 @@ def save_images(
     out: Path, drawings: Iterable[Drawing], file_format: str = "png", *, grid: bool = False
 ) -> Iterator[Path]:
     """Write every image as it comes, of numbered reports a line of ``SOURCE.csv`` for each, and at the end
-    ``grid.png``; each picture says that it is synthetic.
+    ``SOURCE-grid.png``; each picture says that it is synthetic.
 
     With restricted data the files are their owner's alone and do not hold the prompt, which may quote it.
 
@@ -155,7 +192,7 @@ def save_images(
                 kept.add(drawing)
             yield path
         if grid and kept.images:
-            yield kept.save(out / GRID)
+            yield kept.save(out / f"{drawing.source}-{GRID}")
     finally:
         if lines is not None:
             lines.close()
@@ -176,7 +213,7 @@ def _add_line(file: TextIO, cells: Sequence[object]) -> None:
         csv.writer(file, lineterminator="\n").writerow(cells)
         file.flush()
     except OSError as error:
-        raise cannot_write(Path(file.name), error, "make room and run it again") from error
+        raise cannot_write(Path(file.name), error, "make room; run it into another --out") from error
 
 
 class _Grid:

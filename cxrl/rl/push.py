@@ -37,6 +37,19 @@ def files_to_push(run_dir: Path) -> list[Path]:
     return [folder / name for name in (*about["files"], ADAPTER_FILE, CARD_FILE)]
 
 
+def check_repository(repo: str) -> None:
+    """Raise CxrlError unless a name is that of a repository of the hub, ``OWNER/NAME``."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise CxrlError(f"--to: {shown(repo)} is no repository; expected OWNER/NAME") from None
+    if repo.count("/") != 1:
+        raise CxrlError(f"--to: {shown(repo)} is no repository; expected OWNER/NAME")
+
+
 def push_run(run_dir: Path, repo: str, *, private: bool = False) -> str:
     """Create the repository where it is not there, and upload.
 
@@ -52,16 +65,9 @@ def push_run(run_dir: Path, repo: str, *, private: bool = False) -> str:
         CxrlError: As :func:`files_to_push`; a bad name, no token, no network.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
+    check_repository(repo)
     files = files_to_push(run_dir)
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        raise CxrlError(f"--to: {shown(repo)} is no repository; expected OWNER/NAME") from None
-    if repo.count("/") != 1:
-        raise CxrlError(f"--to: {shown(repo)} is no repository; expected OWNER/NAME")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise CxrlError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     try:

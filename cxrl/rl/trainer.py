@@ -35,7 +35,7 @@ from cxrl.rl.epoch_record import epoch_record, flat_numbers
 from cxrl.rl.evaluation import Evaluator, Judged
 from cxrl.rl.image_files import save_judged
 from cxrl.rl.model_card import model_card
-from cxrl.rl.progress import Progress
+from cxrl.rl.progress import Progress, checked
 from cxrl.rl.records import Rollout
 from cxrl.rl.rollout import batch_noise
 from cxrl.rl.run_state import RunState
@@ -82,7 +82,7 @@ class Trainer:
         """
         self.config, self.run_dir = config, RunDir(run_dir)
         self.resume, self.overwrite = resume, overwrite
-        self.progress = progress or Progress()
+        self.progress = checked(progress)
         with owner_only(config.data.is_restricted):
             self.engine = Engine(self.run_dir.path, config.run.trackers, timeout=config.run.process_timeout)
             if resume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,25 +64,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none where there is no file. A last line that a kill cut short
-    is left out. Raises CxrlError naming the line that is damaged.
+    """The objects of a file with one a line; none where there is no file. A last line that a kill cut short,
+    which has no newline, is left out. Raises CxrlError naming the line that is damaged.
     """
     try:
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        content = path.read_bytes() if os.path.lexists(path) else b""
     except OSError as error:
         raise CxrlError(f"cannot read {path}: {error.strerror or error}") from error
-    lines = [line for line in lines if line.strip()]
     records = []
+    lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
         except (ValueError, RecursionError):
-            if number < len(lines) or line.endswith(b"}"):
-                raise CxrlError(f"{path} is damaged at line {number}; remove the line") from None
-        else:
-            records.append(record)
+            if number == len(lines) and line.startswith(b"{") and not line.endswith(b"}"):
+                continue
+            raise CxrlError(f"{path} is damaged at line {number}: it is no JSON; remove the line") from None
+        if not isinstance(record, dict):
+            raise CxrlError(
+                f"{path} is damaged at line {number}: expected a JSON object, got "
+                f"{type(record).__name__}; remove the line"
+            )
+        records.append(record)
     return records
 
 

@@ -83,7 +83,7 @@ class RunDir:
         """
         if resume and overwrite:
             raise CxrlError("--resume and --overwrite contradict each other; give one")
-        check_folder_writable(self.path, "--run-dir")
+        check_folder_writable(self.path, "--run-dir", of_run=True)
         if not self._is_ours():
             return
         if self._lock is None:

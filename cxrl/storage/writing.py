@@ -163,11 +163,21 @@ def _check_no_run(path: Path, option: str) -> None:
             raise CxrlError(f"{option}: {path} is a file of the run in {folder}; choose a path outside of it")
 
 
-def check_folder_writable(folder: Path, option: str) -> None:
+def check_folder_writable(folder: Path, option: str, *, of_run: bool = False) -> None:
     """Raise CxrlError, naming ``option``, unless files can be written into a folder, there or not, that is no
-    run's own.
+    run's and none of a run's own. A new folder beside a run's own ones is no run's.
+
+    Args:
+        folder: The folder.
+        option: What named it.
+        of_run: What is written there is the run itself.
     """
     _check_no_run(folder, option)
+    if not of_run and (Path(os.path.realpath(folder)) / MARKER).is_file():
+        raise CxrlError(
+            f"{option}: {folder} is the folder of a run, where only the run writes; choose another, such as "
+            f"{folder / 'images'}"
+        )
     try:
         _probe(folder)
     except (OSError, ValueError) as error:
@@ -177,7 +187,8 @@ def check_folder_writable(folder: Path, option: str) -> None:
 def check_new_folder(folder: Path, option: str) -> None:
     """Raise CxrlError, naming ``option``, unless :func:`new_folder` can make the folder."""
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-        check_folder_writable(folder.absolute().parent, option)
+        check_folder_writable(folder, option)
+        check_folder_writable(folder.absolute().parent, option, of_run=True)
     elif os.path.lexists(folder):
         raise CxrlError(f"{option}: {folder} is there and no empty folder; choose another place")
     else:

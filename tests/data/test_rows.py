@@ -38,7 +38,8 @@ def test_every_kind_reads_alike(tmp_path: Path, name: str, end: str, mark: str) 
     (tmp_path / name).write_bytes((mark + content).encode())
     table = read_table(tmp_path / name, ("image", "text"), "--table")
     assert table.columns == ("image", "text", "Edema")
-    assert [row for _, row in table.rows] == ROWS
+    one_space = ROWS[1] | {"text": "Edema. Large heart seen."}
+    assert [row for _, row in table.rows] == [ROWS[0], one_space, ROWS[2]]
     assert [line for line, _ in table.rows] == ([1, 2, 3] if kind == "jsonl" else [2, 3, 5])
 
 
@@ -55,9 +56,9 @@ def test_a_list_has_one_text_a_line(tmp_path: Path) -> None:
     (tmp_path / "t.TXT").write_bytes("\ufeffa\u2028b\r\n\r\nc\x0cd\x0b\r e\x85f \n\x1c\ng".encode())
     table = read_table(tmp_path / "t.TXT", ("text",), "x", lists=True)
     assert [(n, row["text"]) for n, row in table.rows] == [
-        (1, "a\u2028b"),
-        (3, "c\x0cd\x0b"),
-        (4, " e\x85f "),
+        (1, "a b"),
+        (3, "c d "),
+        (4, " e f "),
         (6, "g"),
     ]
     with pytest.raises(CxrlError, match=r"has the suffix \.TXT, expected \.csv, \.tsv, \.jsonl or \.parquet"):
@@ -224,3 +225,19 @@ def test_parquet_without_pyarrow_is_one_clear_error(tmp_path: Path, monkeypatch:
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(CxrlError, match=r"--table: reading .*t\.parquet needs pyarrow: pip install pyarrow"):
         read_rows(tmp_path / "t.parquet", ("text",), "--table")
+
+
+def test_a_quoted_empty_cell_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('text\na\n""\n\nb\n')
+    rows = read_rows(tmp_path / "t.csv", ["text"], "--t")
+    assert rows == [(2, {"text": "a"}), (3, {"text": ""}), (5, {"text": "b"})]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\f", "\v", " \u2028 ", "\x1e"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".tsv", ".jsonl"])
+def test_what_breaks_a_line_elsewhere_is_one_space(tmp_path: Path, mark: str, suffix: str) -> None:
+    text = f"Small left effusion.{mark}Edema."
+    content = {".txt": text, ".jsonl": json.dumps({"text": text})}.get(suffix, f"text\n{text}")
+    (tmp_path / f"t{suffix}").write_text(f"{content}\n", newline="")
+    rows = read_table(tmp_path / f"t{suffix}", ["text"], "--t", lists=True).rows
+    assert [row["text"] for _, row in rows] == ["Small left effusion. Edema."]

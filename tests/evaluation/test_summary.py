@@ -291,3 +291,52 @@ def test_a_judge_that_gives_no_number_is_named(monkeypatch, output, task, bad):
     )
     with pytest.raises(CxrlError, match=rf"^eval\.{task}: the judge a model gives values .* for {words}; "):
         evaluate_images(pictures(18), batch, judges, seed=0, bootstrap=0)
+
+
+class WildJudges(FakeJudges):
+    """As the others, and changes its images in place."""
+
+    def _spoiled(self, found, images):
+        images.data.zero_()
+        return found
+
+    def posture(self, images):
+        return self._spoiled(super().posture(images), images)
+
+    def classify(self, images):
+        return self._spoiled(super().classify(images), images)
+
+    def image_embeds(self, images):
+        return self._spoiled(super().image_embeds(images), images)
+
+    def features(self, images):
+        return self._spoiled(super().features(images), images)
+
+
+def test_judges_change_their_own_copies_only():
+    reports = prompts(4)
+    batch = evaluation_batch(reports, 12, 3)
+    images = pictures(12)
+    before = images.clone()
+    found, expected = (
+        evaluate_images(images, batch, judges, seed=0, bootstrap=3) for judges in (WildJudges(), FakeJudges())
+    )
+    assert torch.equal(images, before)
+    assert found.to_dict() == expected.to_dict()
+    assert found.values["diversity"] > 0
+
+
+def test_a_judge_that_raises_is_named():
+    class Broken(FakeJudges):
+        def classify(self, images):
+            raise IndexError("no such finding")
+
+    class Mute(FakeJudges):
+        def text_embeds(self, texts):
+            return None
+
+    batch = evaluation_batch(prompts(2), 4, 2)
+    with pytest.raises(CxrlError, match="the judge of diagnosis raised IndexError: no such finding"):
+        evaluate_images(pictures(4), batch, Broken(), seed=0, bootstrap=0)
+    with pytest.raises(CxrlError, match="the judge of consistency raised AttributeError"):
+        evaluate_images(pictures(4), batch, Mute(), seed=0, bootstrap=0)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cxrl.models.base import load_base
@@ -34,3 +35,16 @@ def test_what_is_saved_runs_with_no_argument(tiny_pipeline: Path, tmp_path: Path
     assert all(torch.equal(t, t.to(dtype).float()) for t in texts.values() if t.is_floating_point())
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path)
     assert pipe("heart", num_inference_steps=2, output_type="pt").images.isfinite().all()
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.__init__", lambda *_, **__: None)
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.save_pretrained", full)
+    network, scheduler = torch.nn.Linear(1, 1), DDIMScheduler()
+    with pytest.raises(OSError, match="No space left on device"):
+        save_pipeline(
+            tmp_path, vae=network, text_encoder=network, tokenizer=None, unet=network, scheduler=scheduler
+        )

@@ -326,6 +326,10 @@ def test_what_is_no_run_or_damaged_is_told(tmp_path: Path, write_run: Any) -> No
         ("metrics.jsonl", '{"epoch": 0, "seconds": 3}\n'),
         ("metrics.jsonl", '{"epoch": 0, "reward": {"a": 1}, "reward_std": [["a", 1]]}\n'),
         ("metrics.jsonl", '{"epoch": -1}\n'),
+        ("metrics.jsonl", "[1]"),
+        ("metrics.jsonl", "null"),
+        ("metrics.jsonl", "\x00\x01"),
+        ("metrics.jsonl", '{"epoch": 0\n'),
         ("samples/epoch-000001.png", "\x89PNG"),
     ):
         before = (run / name).read_bytes()
@@ -334,6 +338,20 @@ def test_what_is_no_run_or_damaged_is_told(tmp_path: Path, write_run: Any) -> No
             runs_page([run])
         (run / name).write_bytes(before)
     runs_page([run])
+    before = (run / "bounds.json").read_bytes()
+    (run / "bounds.json").write_text("{}")
+    with pytest.raises(CxrlError, match=r"bounds\.json is damaged \(it has no '\w+', which every run"):
+        runs_page([run])
+    (run / "bounds.json").write_bytes(before)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(metrics + b'{"epoch": 99, "kl')
+    runs_page([run])
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(CxrlError, match=r"metrics\.jsonl: Is a directory"):
+        runs_page([run])
+    (run / "metrics.jsonl").rmdir()
+    (run / "metrics.jsonl").write_bytes(metrics)
     lines = (run / "scores.csv").read_text().splitlines(keepends=True)
     (run / "scores.csv").write_text("".join(line for line in lines if not line.startswith("policy,5")))
     with pytest.raises(CxrlError, match=r"scores\.csv is damaged \(no scores of image 5 of policy\)"):

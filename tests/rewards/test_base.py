@@ -70,9 +70,111 @@ def test_the_three_of_the_paper_are_known(registry: dict[str, base.Factory]) -> 
 
 def test_which_rewards_are_the_user_s_own(registry: dict[str, base.Factory]) -> None:
     assert base.own_rewards(["posture", "diagnosis", "consistency"]) == []
-    for name in ("mine", "posture"):
-        base.register_reward(name)(lambda path, device: Given(torch.zeros(1)))
-    assert base.own_rewards(["posture", "mine", "diagnosis"]) == ["posture", "mine"]
+    base.register_reward("mine")(lambda path, device: Given(torch.zeros(1)))
+    assert base.own_rewards(["posture", "mine", "diagnosis"]) == ["mine"]
+
+
+@pytest.mark.parametrize("name", [*base.BUILT_IN])
+def test_a_reward_that_ships_is_not_replaced(registry: dict[str, base.Factory], name: str) -> None:
+    before = dict(registry)
+    with pytest.raises(CxrlError, match=f"register_reward: {name} is a reward that ships; choose another"):
+        register_reward(name)(Wild)
+    assert registry == before
+
+
+@pytest.mark.parametrize("name", [5, None, "", "a b/..", "a,b", "1st", "é", "a" * 61, "a\n", True, Given])
+def test_what_is_no_name_is_refused(registry: dict[str, base.Factory], name: object) -> None:
+    with pytest.raises(CxrlError, match=r"register_reward: .* is no name; expected letters"):
+        register_reward(name)  # type: ignore[arg-type]
+
+
+def test_what_cannot_score_is_refused_where_it_enters(registry: dict[str, base.Factory]) -> None:
+    class Silent:
+        pass
+
+    class Valued:
+        score = 3
+
+    for thing in (Silent, Valued, 5, None):
+        with pytest.raises(CxrlError, match=r"register_reward: .* for 'mine' has no score\(images, batch\)"):
+            register_reward("mine")(thing)  # type: ignore[type-var]
+    assert "mine" not in registry
+    for made in (5, None, Given, Silent()):
+        register_reward("mine")(lambda path, device, made=made: made)
+        with pytest.raises(CxrlError, match=r"reward 'mine' is .*, expected an object with score"):
+            build_rewards(("mine",), "phantom")
+
+
+def test_a_reward_that_raises_is_named(registry: dict[str, base.Factory]) -> None:
+    class Broken:
+        name = "mine"
+
+        def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+            raise KeyError("weights")
+
+    with pytest.raises(CxrlError, match="reward 'mine' raised KeyError: 'weights'"):
+        score_all({"mine": Broken()}, IMAGES, BATCH)
+    register_reward("mine")(Broken)  # its __init__ takes nothing
+    with pytest.raises(CxrlError, match=r"reward 'mine': Broken\(path, device\) raised TypeError: "):
+        build_rewards(("mine",), "phantom")
+
+
+def test_what_is_out_of_memory_says_so(registry: dict[str, base.Factory]) -> None:
+    class Big:
+        name = "big"
+
+        def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score_all({"big": Big()}, IMAGES, BATCH)
+
+
+class Wild:
+    """Changes whatever it can reach."""
+
+    name = "wild"
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+        images.data.zero_()
+        images.numpy()[:] = 7.0
+        batch.prompt_of.zero_()
+        batch.labels.zero_()
+        return images.mean((1, 2, 3))
+
+
+class Reused:
+    """Returns one tensor, again and again."""
+
+    name = "reused"
+    given = torch.zeros(3)
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+        self.given += 1.0
+        return self.given
+
+
+def test_a_reward_changes_its_own_copy_only() -> None:
+    images = IMAGES.clone()
+    batch = PromptBatch(PROMPTS, BATCH.prompt_of.clone())
+    seen: list[Tensor] = []
+
+    class Looks:
+        name = "looks"
+
+        def score(self, images: Tensor, batch: PromptBatch) -> Tensor:
+            seen.extend((images, batch.prompt_of, batch.labels))
+            return images.mean((1, 2, 3))
+
+    reused = Reused()
+    _, values = score_all({"wild": Wild(), "looks": Looks(), "one": reused, "other": reused}, images, batch)
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(batch.prompt_of, BATCH.prompt_of)
+    assert torch.equal(seen[0], IMAGES)
+    assert torch.equal(seen[1], BATCH.prompt_of)
+    assert torch.equal(seen[2], BATCH.labels)
+    assert values[:, 0].tolist() == [7.0] * 3
+    assert values[:, 2:].tolist() == [[1.0, 2.0]] * 3
 
 
 @pytest.mark.parametrize(

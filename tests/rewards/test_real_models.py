@@ -13,14 +13,12 @@ from torch import Tensor
 from cxrl.config import Config
 from cxrl.data.phantom.films import Films
 from cxrl.data.prompts import PromptBatch, ReportPrompt
-from cxrl.rewards import base
 from cxrl.rewards.base import Reward, build_rewards, check_labels
 from cxrl.rewards.diagnosis import label_agreement
 from cxrl.scorers.choice import file_sha256, open_models
 from cxrl.scorers.image_text import ImageTextModel
 from cxrl.scorers.validity import film_validity
 from cxrl.scorers.xrv_densenet import XrvClassifier
-from cxrl.shipped import REWARDS
 
 NUM = 4
 NAN = math.nan
@@ -61,16 +59,6 @@ def real(films: Films) -> Tensor:
 def test_the_configuration_chooses_the_models(built: dict[str, Reward]) -> None:
     assert isinstance(built["diagnosis"].model, XrvClassifier)  # type: ignore[attr-defined]
     assert isinstance(built["consistency"].model, ImageTextModel)  # type: ignore[attr-defined]
-
-
-def test_a_reward_registered_over_a_built_in_one_stays_the_user_s(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    calls = []
-    base.register_reward("diagnosis")(lambda path, device: calls.append((path, device)))  # type: ignore[arg-type, return-value]
-    build_rewards(("diagnosis",), "phantom", "cpu", open_models(config, "rewards"))
-    assert calls == [(REWARDS, torch.device("cpu"))]
 
 
 def test_diagnosis_is_the_agreement_over_the_known_labels(built: dict[str, Reward], real: Tensor) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cxrl.config import MAX_SEED
 from cxrl.errors import CxrlError
 from cxrl.generate import main
 from cxrl.images.png import SYNTHETIC
@@ -33,19 +34,63 @@ def test_a_file_of_reports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     names = [f"policy-{r:04d}-{s:06d}.png" for r in (1, 2, 3) for s in range(7, 12)]
-    assert told.out.splitlines() == [str(tmp_path / "out" / name) for name in (*names, "grid.png")]
+    assert told.out.splitlines() == [str(tmp_path / "out" / name) for name in (*names, "policy-grid.png")]
     assert told.err.startswith("next: cxrl generate --run ")
     with (tmp_path / "out" / "policy.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == names
     assert [row["text"] for row in rows[::5]] == list(REPORTS)
     assert {(row["source"], row["prompt"]) for row in rows} == {("policy", str(n)) for n in (1, 2, 3)}
-    with Image.open(tmp_path / "out" / "grid.png") as grid:
+    with Image.open(tmp_path / "out" / "policy-grid.png") as grid:
         assert grid.text["Synthetic"] == SYNTHETIC  # type: ignore[attr-defined]
         assert grid.width > 3 * 192
         assert grid.height > 5 * 192
-    assert main([*words, "--out", str(tmp_path / "other"), "--anchor"]) == 0
-    assert (tmp_path / "other" / "anchor.csv").is_file()
+    assert main([*words, "--out", str(tmp_path / "out"), "--anchor"]) == 0, "what the hint says"
+    assert (tmp_path / "out" / "anchor.csv").is_file()
+    assert (tmp_path / "out" / "anchor-grid.png").is_file()
+
+
+def test_no_image_of_another_report_is_lost(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--run", str(run), "--num-images", "2", "--out", str(out)]
+    assert main([*words, "--prompt", "left effusion"]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    for more, name in (
+        (["--prompt", "no acute"], "policy-000000.png"),
+        (["--prompt", "no acute", "--seed", "1"], "policy-000001.png"),
+    ):
+        assert main([*words, *more]) == 2
+        told = capsys.readouterr()
+        assert told.out == "", "before anything is drawn"
+        assert f"{out} holds {name}" in told.err
+        assert "another folder" in told.err
+    assert main([*words, "--prompt", "no acute", "--seed", "2", "--grid"]) == 0
+    assert main([*words, "--prompt", "left effusion", "--seed", "4", "--grid"]) == 2
+    assert "policy-grid.png" in capsys.readouterr().err
+    assert {name: (out / name).read_bytes() for name in before} == before
+    prompts = tmp_path / "reports.txt"
+    prompts.write_text("heart enlarged\n")
+    assert main([*words, "--prompts", str(prompts)]) == 0
+    assert main([*words, "--prompts", str(prompts), "--seed", "9"]) == 2
+    assert "policy.csv" in capsys.readouterr().err
+
+
+def test_images_go_into_no_run_and_seeds_not_beyond_the_largest(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(run.rglob("*"))
+    words = ["--run", str(run), "--prompt", "no acute"]
+    for name in ("", "samples", "adapter/new", "logs"):
+        assert main([*words, "--out", str(run / name)]) == 2
+        assert "--out: " in capsys.readouterr().err
+    most = str(MAX_SEED)
+    assert main([*words, "--out", str(tmp_path / "x"), "--seed", most]) == 2
+    assert f"goes beyond the largest, {most}" in capsys.readouterr().err
+    assert set(run.rglob("*")) == before
+    assert main([*words, "--out", str(run / "images"), "--seed", most, "--num-images", "1"]) == 0
 
 
 def test_an_image_depends_on_its_report_and_seed_alone(run: Path) -> None:

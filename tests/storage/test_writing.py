@@ -18,6 +18,7 @@ from cxrl.errors import CxrlError
 from cxrl.storage import layout
 from cxrl.storage.writing import (
     check_folder_writable,
+    check_new_folder,
     check_writable,
     replacing,
     write_bytes,
@@ -201,6 +202,15 @@ def test_no_output_goes_over_a_file_of_a_run(tmp_path: Path, name: str) -> None:
             check_writable(tmp_path / folder / name, "--out")
         with pytest.raises(CxrlError, match=r"--out: .* is a file of the run in"):
             check_folder_writable(tmp_path / folder / name, "--out")
-    check_folder_writable(tmp_path / "run", "--run-dir")
+    for folder in ("run", "link"):
+        with pytest.raises(CxrlError, match=r"--out: .* is the folder of a run"):
+            check_folder_writable(tmp_path / folder, "--out")
+        with pytest.raises(CxrlError, match=r"--out: .* is there and no empty folder"):
+            check_new_folder(tmp_path / folder, "--out")
+    check_folder_writable(tmp_path / "run", "--run-dir", of_run=True)
+    check_folder_writable(tmp_path / "run" / "images", "--out")
+    check_new_folder(tmp_path / "run" / "images", "--out")
+    (tmp_path / "run" / "empty").mkdir()
+    check_new_folder(tmp_path / "run" / "empty", "--out")
     check_writable(tmp_path / "run" / "notes.json", "--out")
     check_writable(tmp_path / "other.json", "--out")

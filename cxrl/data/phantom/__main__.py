@@ -38,9 +38,11 @@ def parser() -> Parser:
 
 
 def _sheet(argv: Sequence[str]) -> None:
+    from cxrl.arguments import check_png
     from cxrl.storage.writing import check_writable
 
     args = parser().parse(argv)
+    check_png(args.out, "--out")
     check_writable(args.out, "--out")
     from cxrl.data.phantom.sheet import contact_sheet
 

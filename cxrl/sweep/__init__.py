@@ -1,1 +1,1 @@
-"""Many runs that differ in a few settings, at equal updates: the ablation of the method, or a list of one's own."""
+"""Many runs that differ in a few settings, at equal updates: the method's ablation, or one's own list."""

@@ -1,4 +1,4 @@
-"""What a sweep shows: every variant by the judges, beside the anchor and real films, paired with the first one."""
+"""What a sweep shows: every variant by the judges, beside anchor and real films, paired with the first."""
 
 from __future__ import annotations
 
@@ -14,39 +14,10 @@ from cxrl.storage.reading import read_json, read_json_lines
 from cxrl.sweep.runner import Job
 from cxrl.sweep.variants import Variant, same_runs
 
-_T = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-)
-_T += (
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-    2.080,
-    2.074,
-    2.069,
-    2.064,
-    2.060,
-    2.056,
-    2.052,
-    2.048,
-    2.045,
-    2.042,
+_T: tuple[float, ...] = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 """Student's t, 97.5 %, of 1, 2, … 30 degrees of freedom."""
 
@@ -70,9 +41,9 @@ def sweep_result(variants: Sequence[Variant], jobs: Sequence[Job], seeds: Sequen
         seeds: That were asked for.
 
     Returns:
-        ``variants``, each with ``changed``, ``same_as``, ``seeds``, and by judged number ``value`` and ``ci`` over
-        seeds, ``change`` from the anchor, ``difference`` from the first variant with its interval, paired by
-        seed, and ``gap``; ``anchor`` and ``real``; ``updates``, what is not equal.
+        ``variants``, each with ``changed``, ``same_as``, ``seeds``, and by judged number ``value`` and ``ci``
+        over seeds, ``change`` from the anchor, ``difference`` from the first variant with its interval, paired
+        by seed, and ``gap``; ``anchor`` and ``real``; ``updates``, what is not equal.
 
     Raises:
         CxrlError: No run is done, or a summary is damaged.
@@ -174,8 +145,12 @@ def markdown(result: Mapping[str, Any], title: str) -> str:
 
 def _about(result: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, result["seeds"]))
-    words = f"By judges that gave no reward, {result['num_images']} images of {result['num_reports']} reports that "
-    words += f"chose nothing in these runs; seeds {seeds}; {result['updates']['steps']} optimizer steps each."
+    words = (
+        f"By judges that gave no reward, {result['num_images']} images of {result['num_reports']} reports "
+    )
+    words += (
+        f"that chose nothing in these runs; seeds {seeds}; {result['updates']['steps']} optimizer steps each."
+    )
     if len(result["seeds"]) == 1:
         words += " One seed: no interval over seeds."
     for name, steps in result["updates"]["unequal"].items():

@@ -81,7 +81,8 @@ def _check_same(folder: Path, config: Config) -> None:
     for name, value in now.items():
         if before.get(name) != value and not name.startswith("run.") and value != 0:
             raise CxrlError(
-                f"{folder} has {name} {before.get(name)!r}, this sweep {value!r}: choose another --out, or delete it"
+                f"{folder} has {name} {before.get(name)!r}, this sweep {value!r}: choose another --out, or "
+                "delete it"
             )
 
 

@@ -43,8 +43,8 @@ def read_variants(path: Path, base: Config) -> list[Variant]:
     """The variants of a file over a configuration.
 
     Raises:
-        CxrlError: The file cannot be read; a variant has no name, one that another has, a setting that is none
-            or that would have no effect. The message names file and variant.
+        CxrlError: The file cannot be read; a variant has no name, one that another has, or a setting that is
+            none or would have no effect. The message names file and variant.
     """
     rows = read_yaml_list(path)
     if not 1 <= len(rows) <= MOST:

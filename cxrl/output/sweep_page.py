@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxrl.metrics.names import KEYS
@@ -20,7 +20,7 @@ def sweep_page(result: Mapping[str, Any], title: str) -> str:
     )
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     return environment.get_template("sweep.html.j2").render(
-        title=title, style=style, charts=_charts(result), result=result
+        title=title, style=style, charts=_charts(result), differences=_differences(result), result=result
     )
 
 
@@ -30,15 +30,27 @@ def _charts(result: Mapping[str, Any]) -> list[Chart]:
         rows = []
         for side, style in (("anchor", "anchor"), ("real", "real")):
             if result[side] and result[side][key] is not None:
-                rows.append(
-                    ("real films" if side == "real" else side, [(style, result[side][key], None, None)])
-                )
-        for row in result["variants"]:
-            numbers = row[key]
-            if numbers["value"] is not None:
-                rows.append((row["name"], [("policy", numbers["value"], *numbers["ci"])]))
+                name = "real films" if side == "real" else side
+                rows.append((name, [(style, result[side][key], None, None)]))
+        rows += _rows(result["variants"], key, "value", "ci")
+        known = bool(result["real"]) and result["real"][key] is not None
         svg = dot_chart(f"{NAMES[key]} of every variant", rows)
         if svg:
-            known = bool(result["real"]) and result["real"][key] is not None
             charts.append(Chart(NAMES[key], svg, better(key, known)))
     return charts
+
+
+def _differences(result: Mapping[str, Any]) -> list[Chart]:
+    first = result["variants"][0]["name"]
+    charts = []
+    for key in KEYS:
+        rows = _rows(result["variants"][1:], key, "difference", "difference_ci")
+        svg = dot_chart(f"{NAMES[key]}, difference from {first}", rows)
+        if svg:
+            charts.append(Chart(NAMES[key], svg, f"minus {first}, paired by seed"))
+    return charts
+
+
+def _rows(variants: Sequence[Mapping[str, Any]], key: str, value: str, ci: str) -> list[Any]:
+    known = [row for row in variants if row[key].get(value) is not None]
+    return [(row["name"], [("policy", row[key][value], *row[key][ci])]) for row in known]

@@ -42,8 +42,8 @@ def sweep_result(variants: Sequence[Variant], jobs: Sequence[Job], seeds: Sequen
 
     Returns:
         ``variants``, each with ``changed``, ``same_as``, ``seeds``, and by judged number ``value`` and ``ci``
-        over seeds, ``change`` from the anchor, ``difference`` from the first variant with its interval, paired
-        by seed, and ``gap``; ``anchor`` and ``real``; ``updates``, what is not equal.
+        over seeds, ``change`` from the anchor, ``difference`` from the first variant with its interval,
+        paired by seed, and ``gap``; ``anchor`` and ``real``; ``updates``, what is not equal.
 
     Raises:
         CxrlError: No run is done, or a summary is damaged.

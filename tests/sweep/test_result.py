@@ -64,7 +64,7 @@ def test_values_are_means_and_differences_are_paired(sweep) -> None:
     assert "twin (the same runs as full)" in text
     page = sweep_page(found, "Ablation")
     assert "<b>other" not in page.replace("<b>other</b>", "")
-    assert page.count("<svg") == len(KEYS)
+    assert page.count("<svg") == 2 * len(KEYS), "values, and differences from the first"
 
 
 def test_what_is_missing_and_what_is_not_equal_is_said(sweep) -> None:

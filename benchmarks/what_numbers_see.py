@@ -5,7 +5,8 @@
 
 Every generator gives 4 films of each of 128 reports. Real films of the same reports are the row that a number
 must leave to *catch* a fault: the judges' with the 95 % interval of a bootstrap over reports and beyond eight
-draws of real films, those of sets beyond twice the range of these draws. Judges and features are those that ship.
+draws of real films, those of sets beyond twice the range of these draws. Judges and features are those that
+ship.
 """
 
 from __future__ import annotations
@@ -99,13 +100,17 @@ def row(images: Tensor, batch: PromptBatch, judges: Judges, bootstrap: int) -> d
 
 
 def measure(
-    num_reports: int = NUM_REPORTS, num_draws: int = NUM_DRAWS, bootstrap: int = 500
+    num_reports: int = NUM_REPORTS,
+    num_draws: int = NUM_DRAWS,
+    bootstrap: int = 500,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of the result."""
+    """The content of the result, of all generators or some."""
     judges = load_judges()
     prompts, findings = reports(num_reports)
     batch = PromptBatch(tuple(prompts), torch.arange(num_reports).repeat_interleave(EACH))
-    rows = {name: row(make(), batch, judges, bootstrap) for name, make in generators(findings).items()}
+    made = {name: make for name, make in generators(findings).items() if not only or name in only}
+    rows = {name: row(make(), batch, judges, bootstrap) for name, make in made.items()}
     draws = [row(films_of(findings, SEED + 100 + n).pixels(), batch, judges, 0) for n in range(num_draws)]
     spread = {
         key: [min(draw[key] for draw in draws), max(draw[key] for draw in draws)] for key in (*KEYS, *SETS)

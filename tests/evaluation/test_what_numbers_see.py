@@ -57,12 +57,13 @@ def test_the_page_shows_the_committed_table(module: Any) -> None:
 
 @pytest.mark.slow
 def test_a_small_table_made_now_says_the_same(module: Any) -> None:
-    found = module.measure(num_reports=52, num_draws=2, bootstrap=100)["caught_by"]
-    assert not set(found["real films"]) & set(KEYS), "two draws are too few for the numbers of sets"
-    for name, key in (
-        ("wide poses", "posture"),
-        ("films of other reports", "consistency"),
-        ("one film a report", "diversity"),
-        ("half of them black", "fid"),
-    ):
+    expected = {
+        "wide poses": "posture",
+        "films of other reports": "consistency",
+        "one film a report": "diversity",
+    }
+    made = module.measure(52, num_draws=1, bootstrap=50, only=("real films", *expected))
+    found = made["caught_by"]
+    assert not set(found["real films"]) & set(KEYS), "a draw is too few for the numbers of sets"
+    for name, key in expected.items():
         assert key in found[name], (name, found[name])

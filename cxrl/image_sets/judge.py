@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cxrl.data.rows import listed
-from cxrl.errors import CxrlError
 from cxrl.evaluation.judges import Judges, assemble_judges
 from cxrl.findings import CHEXPERT_FINDINGS
 from cxrl.image_sets.measure import measure

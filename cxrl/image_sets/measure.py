@@ -39,7 +39,7 @@ MOST_NEIGHBOURS = 10_000
 MOST_RESAMPLED = 20_000
 """Images with which the Fréchet distance still has an interval."""
 KID_SUBSET = 1000
-_AT_ONCE = 2**25
+_AT_ONCE = 2**23
 """Numbers of a [B, N] matrix of weights at once."""
 
 

@@ -132,7 +132,7 @@ def scan(
     arrays = _assemble(shards, count, cache / digest.hexdigest()[:32])
     rows = np.asarray(arrays["rows"])
     index = dict.fromkeys(films.prompts[row] or f"\0{row}" for row in rows.tolist())
-    index = {prompt: place for place, prompt in enumerate(index)}  # type: ignore[misc]
+    index = {prompt: place for place, prompt in enumerate(index)}
     blank = (float("nan"),) * len(films)
     labels = np.array([films.labels.get(name, blank) for name in judges.findings], dtype=np.float32).T[rows]
     return Scanned(

@@ -190,7 +190,7 @@ def ranked_auroc(scores: Tensor, labels: Tensor, pieces: Iterable[Tensor]) -> Te
     positive, negative = labels == 1, labels == 0
     levels, level = scores.double().unique(return_inverse=True)
     found = []
-    for w in pieces:
+    for w in map(Tensor.double, pieces):
         zero = torch.zeros(len(w), len(levels), dtype=torch.float64)
         below = zero.index_add(1, level[negative], w[:, negative])
         beaten = below.cumsum(1) - 0.5 * below

@@ -7,7 +7,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("cxrl.train", "fine-tune a base by comparative feedback; without options the whole demo"),
     "report": ("cxrl.report", "one HTML page of runs: judges, curves, gallery"),
     "generate": ("cxrl.generate", "draw images of reports by a run's policy or its anchor"),
-    "evaluate": ("cxrl.evaluate", "judge a run again by models that gave no reward"),
+    "evaluate": ("cxrl.evaluate", "judge a run again, or any films against real ones"),
     "ablate": ("cxrl.ablate", "what each part of the method is worth: variants at equal updates"),
     "demo": ("cxrl.demo", "play with a run in a browser, on this machine alone"),
     "export": ("cxrl.export", "write a run's policy as a pipeline for plain diffusers"),

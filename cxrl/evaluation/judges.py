@@ -100,7 +100,7 @@ def load_judges(path: str = PHANTOM, device: torch.device | str = "cpu") -> Judg
         CxrlError: A file is missing or cannot be read.
     """
     folder = folder_of(path, JUDGES)
-    return _judges({task: ModelChoice("eval", task, "", folder).open() for task in TASKS}, device)
+    return assemble_judges({task: ModelChoice("eval", task, "", folder).open() for task in TASKS}, device)
 
 
 def open_judges(config: Config) -> dict[str, OpenedModel]:
@@ -131,7 +131,7 @@ def build_judges(
         CxrlError: A judge is one of the rewards, or a file is missing or cannot be read.
     """
     models = models or open_judges(config)
-    judges = _judges(models, device)
+    judges = assemble_judges(models, device)
     if models["diagnosis"].value:
         films = reference_features(config, models["diagnosis"], judges.features, image_size)
         judges.reference, judges.apart = films.features, films.apart
@@ -139,7 +139,8 @@ def build_judges(
     return judges
 
 
-def _judges(opened: Mapping[str, OpenedModel], device: torch.device | str) -> Judges:
+def assemble_judges(opened: Mapping[str, OpenedModel], device: torch.device | str) -> Judges:
+    """The judges of opened models, one a task. Raises CxrlError: a file cannot be read."""
     posture, diagnosis, consistency = (opened[task] for task in TASKS)
     description: dict[str, Any] = {task: model.value or PHANTOM for task, model in opened.items()}
     models = (

@@ -1,0 +1,1 @@
+"""Folders and tables of films, judged against each other without a run."""

@@ -1,0 +1,127 @@
+"""The numbers of two sets of films as text: a terminal, Markdown, and a row for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from cxrl.image_sets.measure import KEYS
+from cxrl.tables import format_table
+
+_COLUMNS = {
+    "FID": "fid",
+    "KID": "kid",
+    "Precision": "precision",
+    "Recall": "recall",
+    "Density": "density",
+    "Coverage": "coverage",
+    "Alignment_score": "consistency",
+}
+"""The columns of CheXGenBench's results, and whose numbers are here."""
+
+
+def scores_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(key, generated with its interval, real, generated at equal numbers, real at equal numbers)."""
+    equal = scores["equal_numbers"]
+    return [
+        (
+            key,
+            _with_interval(scores["generated"], key),
+            _value(scores["real"], key),
+            _value(equal["generated"], key),
+            _value(equal["real"], key),
+        )
+        for key in KEYS
+    ]
+
+
+def scores_text(scores: Mapping[str, Any]) -> str:
+    """A table for the terminal."""
+    return f"{_title(scores)}\n{format_table(scores_rows(scores), header=_header(scores), right=range(1, 5))}"
+
+
+def scores_markdown(scores: Mapping[str, Any]) -> str:
+    """All of ``scores.json`` that is read rather than parsed."""
+    equal = scores["equal_numbers"]
+    lines = ["# Scores", "", _title(scores), ""]
+    lines += [f"Features: {scores['features']}. Films at {scores['image_size']} px.", ""]
+    lines += _markdown_table(_header(scores), scores_rows(scores))
+    lines += ["", f"The last two columns compare with the same {equal['num_reference']} real films.", ""]
+    undefined = scores["generated"]["undefined"]
+    lines += [f"- {key} is undefined: {reason}" for key, reason in undefined.items()]
+    lines += [f"- {warning}" for warning in scores["warnings"]]
+    auroc = scores["generated"]["auroc_per_finding"]
+    if auroc:
+        rows = [(n, str(a["positive"]), str(a["negative"]), _number(a["value"])) for n, a in auroc.items()]
+        lines += ["", "## AUROC", "", *_markdown_table(("finding", "label 1", "label 0", "AUROC"), rows)]
+    parts = {"finding": scores["per_finding"] or []} | (scores["subgroups"] or {})
+    for name, of in parts.items():
+        if of:
+            lines += ["", f"## By {name}", "", *_parts(name, of)]
+    return "\n".join(lines) + "\n"
+
+
+def scores_csv(scores: Mapping[str, Any]) -> str:
+    """A row of all films, and one a finding, with CheXGenBench's columns and the numbers of images."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*_COLUMNS, "Extra Info", "Pathology", "Num Generated", "Num Real"])
+    real = scores["sets"]["real"]["num_images"]
+    rows = [("", scores["generated"], scores["generated"]["num_images"], real)]
+    rows += [(p["finding"], p, p["num_generated"], p["num_real"]) for p in scores["per_finding"] or []]
+    for name, part, *numbers in rows:
+        values = part.get("values", {})
+        cells = ["" if values.get(key) is None else repr(values[key]) for key in _COLUMNS.values()]
+        writer.writerow([*cells, scores["features"], name, *numbers])
+    return file.getvalue()
+
+
+def _title(scores: Mapping[str, Any]) -> str:
+    sets = scores["sets"]
+    told = [f"{sets[side]['num_images']} {side} films" for side in ("generated", "real")]
+    kid = scores["generated"].get("kid_subset")
+    prdc = scores["generated"].get("prdc_images")
+    return (
+        f"{' against '.join(told)}, {sets['generated']['num_prompts']} prompts"
+        + (f"; KID over subsets of {kid}" if kid else "")
+        + (f"; neighbours among {prdc} of each side" if prdc else "")
+    )
+
+
+def _header(scores: Mapping[str, Any]) -> tuple[str, ...]:
+    number = scores["equal_numbers"]["num_images"]
+    return ("", "generated [95 %]", "real", f"generated, {number}", f"real, {number}")
+
+
+def _parts(name: str, parts: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for part in parts:
+        cells = [_value(part, key) if "values" in part else "-" for key in KEYS]
+        label = part.get("finding", part.get("value", "")) or "(blank)"
+        rows.append((label, str(part["num_generated"]), str(part["num_real"]), *cells))
+    return _markdown_table((name, "generated", "real", *KEYS), rows)
+
+
+def _markdown_table(header: tuple[str, ...], rows: list[Any]) -> list[str]:
+    def line(cells: Any) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line(["---"] * len(header)), *map(line, rows)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _value(side: Mapping[str, Any], key: str) -> str:
+    return _number(side["values"].get(key))
+
+
+def _with_interval(side: Mapping[str, Any], key: str) -> str:
+    if key == "kid" and side["values"]["kid"] is not None:
+        return f"{side['values']['kid']:.4g} ± {side['kid_sd']:.2g}"
+    low, high = side["ci"].get(key, (None, None))
+    between = "" if low is None else f" [{low:.4g}, {high:.4g}]"
+    return _value(side, key) + between

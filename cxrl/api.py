@@ -145,7 +145,8 @@ def train(
         overwrite: Delete the run that the directory holds.
         rewards: Name → model, in place of the configuration's; the names are ``rewards.names``.
         judges: In place of the configuration's.
-        prompts: (training, held-out) reports in place of ``config.data``.
+        prompts: (training, selection, held-out) reports in place of ``config.data``; of (training, held-out)
+            some held-out ones choose, and are not of the result.
         progress: Is told of every epoch, evaluation and checkpoint.
 
     Raises:

@@ -106,8 +106,6 @@ def build(
     if prompts is None:
         sets = [load_prompts(config, base, split) for split in SPLITS]
     else:
-        if len(prompts) not in (2, 3):
-            raise CxrlError(f"prompts: {len(prompts)} lists, expected training, selection and held-out")
         sets = [readable(p, base, config.data.on_long_prompt) for p in prompts]
         if len(sets) == 2:
             sets[1:] = [part(sets[1], config.data, split, "prompts") for split in SPLITS[1:]]

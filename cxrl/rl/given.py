@@ -43,12 +43,17 @@ def check_judges(judges: Any) -> None:
 
 
 def check_prompt_lists(prompts: Any) -> None:
-    """Raise CxrlError unless ``prompts`` is (training, held-out), each a sequence of ReportPrompt."""
-    if not isinstance(prompts, tuple | list) or len(prompts) != 2:
+    """Raise CxrlError unless ``prompts`` is (training, held-out) or (training, selection, held-out), each a
+    sequence of ReportPrompt.
+    """
+    if not isinstance(prompts, tuple | list) or len(prompts) not in (2, 3):
+        what = f"{len(prompts)} lists" if isinstance(prompts, tuple | list) else shown(prompts)
         raise CxrlError(
-            f"prompts: {shown(prompts)}; expected (training, held-out), two lists of ReportPrompt"
+            f"prompts: {what}; expected (training, held-out) or (training, selection, held-out), lists of "
+            "ReportPrompt"
         )
-    for which, reports in zip(("training", "held-out"), prompts, strict=True):
+    names = ("training", "held-out") if len(prompts) == 2 else ("training", "selection", "held-out")
+    for which, reports in zip(names, prompts, strict=True):
         if isinstance(reports, str | Mapping) or not isinstance(reports, Sequence):
             raise CxrlError(f"prompts: {which} is {shown(reports)}; expected a list of ReportPrompt")
         for place, report in enumerate(reports):

@@ -332,8 +332,8 @@ def test_a_reward_that_its_judge_does_not_follow_is_told_also_after_a_resume(
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (1, "1 lists, expected training, selection and held-out"),
-        (4, "4 lists, expected training"),
+        (1, r"prompts: 1 lists; expected \(training, held-out\) or \(training, selection, held-out\)"),
+        (4, "prompts: 4 lists; expected"),
         ("one", "prompts: it has 1 held-out report, expected one for the result and another"),
         ("shared", "the text of prompt 0 is in eval and in train"),
         ("choosing", "the text of prompt 0 is in eval and in selection"),

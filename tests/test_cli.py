@@ -258,7 +258,7 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path):
         (["--config", "/dev/zero"], ("/dev/zero: it is no regular file",)),
         (["x" * 100_000], ("unexpected argument 'xxx",)),
         (["--" + "x" * 100_000], ("unknown option '--xxx",)),
-        (["--resume=1"], ("argument --resume: ignored explicit argument '1'",)),
+        (["--resume=1"], ("argument --resume: takes no value, got '1'",)),
         (["--rewards.weights", "-1,1,1"], ("rewards.weights: -1 is out of range",)),
         (["--model.allow-pickle", "perhaps"], ("model.allow_pickle: 'perhaps' is not true or false",)),
         (["--comparison.form", "wins"], ("comparison.form: 'wins' is not one of", "did you mean win?")),

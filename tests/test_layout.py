@@ -165,6 +165,7 @@ def test_files_are_written_in_one_place() -> None:
         "cxrl.storage.run_dir",  # adds lines to the metrics; the marker
         "cxrl.models.adapter",  # reorders a header within the file that is being written
         "cxrl.rl.drawing",  # adds a line an image
+        "cxrl.sweep.runner",  # the log of a run's process, and the lock
         "cxrl.data.index",  # writes line by line, into the file that is being written
         "cxrl.pretraining.text_encoder",  # a tokenizer's files, beside those that transformers writes
         "cxrl.ops.tune",  # ops import nothing of the project

@@ -60,7 +60,7 @@ def test_a_taken_port_is_told(served: str, smoke_run: Path) -> None:
     port = served.rstrip("/").rpartition(":")[2]
     out, err = (other := process(smoke_run, "--port", port)).communicate(timeout=120)
     assert (out, other.returncode) == ("", 2)
-    assert err.startswith(f"error: --port: {port} cannot be served")
+    assert err.startswith(f"error: --port: {port} is taken, or not for you; choose another")
     assert err.count("\n") == 1
 
 

@@ -152,7 +152,9 @@ def test_below_one_no_number_of_steps_is_black(spacing: str) -> None:
     for steps in (5, 8, 10, 20, 25, 30, 40, 50, 75, 100, 150, 200):
         assert is_finite(BELOW_ONE, spacing, steps), steps
     if spacing == "trailing":
-        assert not is_finite(1.0, spacing, 30), "diffusers has mended it: BELOW_ONE can go"
+        # Which numbers of steps are black at 1 is a matter of the processor's rounding.
+        black = [steps for steps in (6, 10, 20, 25, 30, 50) if not is_finite(1.0, spacing, steps)]
+        assert black, "diffusers has mended it: BELOW_ONE can go"
 
 
 def test_a_chain_with_a_step_too_many_is_refused() -> None:

@@ -68,7 +68,7 @@ def test_prompts_are_distinct_and_repeat_with_the_seed() -> None:
 
 def test_more_prompts_than_there_are_reports_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxrl.data.phantom.films.sample_findings", lambda rng: ())
-    with pytest.raises(ValueError, match="only 2 distinct reports found for split 'eval', 3 asked for"):
+    with pytest.raises(ValueError, match="only 1 distinct reports found for split 'eval', 3 asked for"):
         phantom_prompts(3, seed=0, split="eval")
 
 

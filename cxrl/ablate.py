@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from cxrl.errors import CxrlError
 
 if TYPE_CHECKING:
     from cxrl.arguments import Parser
-    from cxrl.sweep.runner import Job
+    from cxrl.sweep.runner import Job, Outcome
     from cxrl.sweep.variants import Variant
 
 OUT = "runs/ablation"
@@ -57,7 +58,7 @@ def _ablate(argv: Sequence[str]) -> None:
         return
     config.data.check_root()
     from cxrl.storage.writing import check_folder_writable
-    from cxrl.sweep.runner import Runner, jobs_of, locked
+    from cxrl.sweep.runner import RESULTS, Runner, jobs_of, locked
     from cxrl.sweep.variants import ABLATION, read_variants
 
     variants = read_variants(args.sweep or ABLATION, config)
@@ -84,12 +85,21 @@ def _ablate(argv: Sequence[str]) -> None:
             raise
         finally:
             progress.close()
+        if not any(job.is_done() for job in jobs):
+            raise _failure(outcome, len(jobs))
         result = _write(variants, jobs, list(seeds), args.out, args.sweep, private=config.data.is_restricted)
     print(sweep_text(result))
+    print(f"\n{args.out / RESULTS[1]}, {RESULTS[2]} and {RESULTS[0]} have every number with its interval")
     if outcome.failed:
-        which = "; ".join(f"{name}: {why}" for name, why in outcome.failed.items())
-        raise CxrlError(f"{len(outcome.failed)} of {len(jobs)} runs failed: {which}")
+        raise _failure(outcome, len(jobs))
     hint("cxrl", "report", *(str(job.folder) for job in jobs[:2]))
+
+
+def _failure(outcome: Outcome, num_jobs: int) -> CxrlError:
+    which = "; ".join(f"{name} {why}" for name, why in outcome.failed.items())
+    return CxrlError(
+        f"{len(outcome.failed)} of {num_jobs} runs failed; the same command tries again: {which}"
+    )
 
 
 def _write(
@@ -104,12 +114,13 @@ def _write(
     from cxrl.output.sweep_page import sweep_page
     from cxrl.storage.writing import write_json, write_text
     from cxrl.sweep.result import markdown, sweep_result
+    from cxrl.sweep.runner import RESULTS
 
     result = sweep_result(variants, jobs, seeds)
     title = f"Sweep {sweep.stem}" if sweep else "Ablation"
-    write_json(out / "ablation.json", result, private=private)
-    write_text(out / "ablation.md", markdown(result, title), private=private)
-    write_text(out / "ablation.html", sweep_page(result, title), private=private)
+    write_json(out / RESULTS[0], result, private=private)
+    write_text(out / RESULTS[1], markdown(result, title), private=private)
+    write_text(out / RESULTS[2], sweep_page(result, title), private=private)
     return result
 
 
@@ -130,7 +141,8 @@ def _plan(variants: Sequence[Variant], jobs: Sequence[Job]) -> str:
 
 
 def sweep_text(result: Mapping[str, Any]) -> str:
-    """A table of at most 80 columns: means over seeds.
+    """Tables of at most 80 columns: means over seeds, and differences from the first variant, with a star
+    where the interval over seeds leaves 0 out; what they are of, and what is not to be compared.
 
     Args:
         result: Of :func:`cxrl.sweep.result.sweep_result`.
@@ -146,7 +158,29 @@ def sweep_text(result: Mapping[str, Any]) -> str:
         if result[side]
     ]
     rows += [(row["name"], *(score(row[key]["value"]) for key in shown)) for row in result["variants"]]
-    return format_table(rows, header=("variant", *shown), right=range(1, len(shown) + 1))
+    columns = range(1, len(shown) + 1)
+    tables = [format_table(rows, header=("mean over seeds", *shown), right=columns)]
+    first, *others = result["variants"]
+    apart = [(row["name"], *(_starred(row[key]) for key in shown)) for row in others if not row["same_as"]]
+    if apart:
+        header = (f"minus {first['name']}", *shown)
+        tables.append(format_table(apart, header=header, right=columns))
+    about = result["about"]
+    if len(result["seeds"]) > 1:
+        about += (
+            " * the 95 % interval over seeds, paired, leaves 0 out; of many differences some do by chance."
+        )
+    paragraphs = [textwrap.fill(about, 80), *(f"warning: {line}" for line in result["doubts"])]
+    return "\n\n".join((*tables, "\n".join(paragraphs)))
+
+
+def _starred(numbers: Mapping[str, Any]) -> str:
+    from cxrl.output.terminal import score
+
+    if numbers.get("difference") is None:
+        return "-"
+    low, high = numbers["difference_ci"]
+    return f"{score(numbers['difference'], '+')}{' ' if low is None or low <= 0 <= high else '*'}"
 
 
 if __name__ == "__main__":

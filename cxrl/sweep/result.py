@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cxrl.errors import CxrlError
 from cxrl.metrics.names import KEYS
-from cxrl.storage.layout import METRICS, SUMMARY
+from cxrl.presets import load_yaml
+from cxrl.storage.layout import CONFIG, METRICS, SUMMARY
 from cxrl.storage.reading import read_json, read_json_lines
 from cxrl.sweep.runner import Job
 from cxrl.sweep.variants import Variant, same_runs
@@ -28,8 +30,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, list[float | None]]:
     if num < 2:
         return mean, [None, None]
     sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (num - 1))
-    half = (_T[num - 2] if num - 2 < len(_T) else 1.96) * sd / math.sqrt(num)
+    half = _t(num - 1) * sd / math.sqrt(num)
     return mean, [mean - half, mean + half]
+
+
+def _t(freedom: int) -> float:
+    """Student's t, 97.5 %; beyond the table by Cornish and Fisher's expansion, right to 1e-5 there."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = 1.959964
+    first, second = z**3 + z, 5 * z**5 + 16 * z**3 + 3 * z
+    return z + first / (4 * freedom) + second / (96 * freedom**2)
 
 
 def sweep_result(variants: Sequence[Variant], jobs: Sequence[Job], seeds: Sequence[int]) -> dict[str, Any]:
@@ -43,7 +54,8 @@ def sweep_result(variants: Sequence[Variant], jobs: Sequence[Job], seeds: Sequen
     Returns:
         ``variants``, each with ``changed``, ``same_as``, ``seeds``, and by judged number ``value`` and ``ci``
         over seeds, ``change`` from the anchor, ``difference`` from the first variant with its interval,
-        paired by seed, and ``gap``; ``anchor`` and ``real``; ``updates``, what is not equal.
+        paired by seed, and ``gap``; ``anchor`` and ``real``, and ``unlike``, the variants whose are
+        others; ``updates``, what is not equal; ``about`` and ``doubts``, both in words.
 
     Raises:
         CxrlError: No run is done, or a summary is damaged.
@@ -67,10 +79,23 @@ def sweep_result(variants: Sequence[Variant], jobs: Sequence[Job], seeds: Sequen
                 **{key: _numbers(key, own, first) for key in KEYS},
             }
         )
-    sides = {side: _side(side, list(summaries.values())) for side in ("anchor", "real")}
+    one_a_seed = {seed: summary for (_, seed), summary in reversed(summaries.items())}
+    sides = {side: _side(side, list(one_a_seed.values())) for side in ("anchor", "real")}
+    unlike = dict.fromkeys(
+        name for (name, seed), summary in summaries.items() if not _is_alike(summary, one_a_seed[seed])
+    )
     some = next(iter(summaries.values()))
     told = {"num_reports": some.get("num_reports"), "num_images": some.get("num_images")}
-    return {**told, "seeds": list(seeds), **sides, "variants": rows, "updates": _updates(done)}
+    updates = _updates(done)
+    result = {
+        **told,
+        "seeds": list(seeds),
+        **sides,
+        "unlike": list(unlike),
+        "variants": rows,
+        "updates": updates,
+    }
+    return {"about": _about(result), "doubts": _doubts(result), **result}
 
 
 def _numbers(
@@ -85,7 +110,6 @@ def _numbers(
     if len(known) == 1:  # over reports, where there are no seeds
         (only,) = known.values()
         change_ci = only["change"]["ci"][key]
-    gaps = [s["gap"][key] for s in known.values() if s.get("gap") and s["gap"][key] is not None]
     pairs = [(s["policy"][key], other["policy"][key]) for n, s in known.items() if (other := first[n])]
     differences = [a - b for a, b in pairs if b is not None]
     difference, difference_ci = mean_interval(differences) if differences else (None, [None, None])
@@ -96,8 +120,18 @@ def _numbers(
         "change_ci": change_ci,
         "difference": difference,
         "difference_ci": difference_ci,
-        "gap": sum(gaps) / len(gaps) if gaps else None,
+        "gap": _gap(key, list(known.values())),
     }
+
+
+def _gap(key: str, summaries: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of the mean way to real films that was gone: a mean of shares would be a seed's whose way is
+    short.
+    """
+    sides = [[s[side][key] for side in ("anchor", "policy", "real")] for s in summaries if s.get("real")]
+    sides = [each for each in sides if None not in each]
+    way = sum(real - anchor for anchor, _, real in sides)
+    return sum(policy - anchor for anchor, policy, _ in sides) / way if way else None
 
 
 def _side(side: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, float | None] | None:
@@ -111,54 +145,104 @@ def _side(side: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, float 
     return means
 
 
+def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs stand between the same bounds: what is judged, and by whom, is then the same."""
+    counted = all(one.get(name) == other.get(name) for name in ("num_reports", "num_images"))
+    sides = ((one.get(side) or {}, other.get(side) or {}) for side in ("anchor", "real"))
+    return counted and all(_near(a.get(key), b.get(key)) for a, b in sides for key in KEYS)
+
+
+def _near(a: float | None, b: float | None) -> bool:
+    """Equal but for rounding, which differs with the number of threads."""
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4)
+
+
 def _updates(done: Mapping[tuple[str, int], Path]) -> dict[str, Any]:
-    """Optimizer steps of the runs; ``unequal`` names those with others than most."""
-    steps = {f"{name}, seed {seed}": _last_step(folder) for (name, seed), folder in done.items()}
-    usual = max(set(steps.values()), key=list(steps.values()).count)
-    return {"steps": usual, "unequal": {name: n for name, n in steps.items() if n != usual}}
+    """Optimizer steps and policy images behind the weights that were judged; ``unequal`` names the runs with
+    others than most, as steps and images.
+    """
+    spent = {f"{name}, seed {seed}": _spent(folder) for (name, seed), folder in done.items()}
+    usual = max(spent.values(), key=list(spent.values()).count)
+    unequal = {name: list(each) for name, each in spent.items() if each != usual}
+    return {"steps": usual[0], "images": usual[1], "unequal": unequal}
 
 
-def _last_step(folder: Path) -> int:
-    records = read_json_lines(folder / METRICS)
-    return int(records[-1]["step"]) if records else 0
+def _spent(folder: Path) -> tuple[int, int]:
+    kept = read_json(folder / SUMMARY).get("kept_epoch")
+    records = read_json_lines(folder / METRICS)[:kept]
+    train = load_yaml(folder / CONFIG).train
+    images = len(records) * train.prompts_per_epoch * train.samples_per_prompt
+    return (int(records[-1]["step"]) if records else 0), images
 
 
 def markdown(result: Mapping[str, Any], title: str) -> str:
     """The result as a page of tables."""
-    lines = [f"# {title}", "", _about(result), ""]
+    lines = [
+        f"# {title}",
+        "",
+        " ".join((result["about"], *(f"**{_escaped(line)}**" for line in result["doubts"]))),
+        "",
+    ]
     header = ["variant", *KEYS]
     lines += [_line(header), _line(["---"] * len(header))]
     for side, name in (("anchor", "anchor"), ("real", "real films")):
         if result[side]:
             lines.append(_line([f"*{name}*", *(_value(result[side][key]) for key in KEYS)]))
     for row in result["variants"]:
-        lines.append(_line([row["name"], *(_cell(row[key], "value", "ci") for key in KEYS)]))
-    first = result["variants"][0]["name"]
+        lines.append(_line([_escaped(row["name"]), *(_cell(row[key], "value", "ci") for key in KEYS)]))
+    lines += ["", "Change from the anchor, with its 95 % interval over seeds (of one seed over reports)"]
+    lines[-1] += ", and the share of the way to real films:" if result["real"] else ":"
+    lines += ["", _line(header), _line(["---"] * len(header))]
+    for row in result["variants"]:
+        lines.append(_line([_escaped(row["name"]), *(_change(row[key]) for key in KEYS)]))
+    first = _escaped(result["variants"][0]["name"])
     lines += ["", f"Difference from *{first}*, paired by seed, with its 95 % interval over seeds:", ""]
     lines += [_line(header), _line(["---"] * len(header))]
     for row in result["variants"][1:]:
         name = row["name"] if row["same_as"] is None else f"{row['name']} (the same runs as {row['same_as']})"
         cells = (_cell(row[key], "difference", "difference_ci", "+") for key in KEYS)
-        lines.append(_line([name, *cells]))
+        lines.append(_line([_escaped(name), *cells]))
     return "\n".join(lines) + "\n"
 
 
+def _change(numbers: Mapping[str, Any]) -> str:
+    gap = numbers.get("gap")
+    return _cell(numbers, "change", "change_ci", "+") + ("" if gap is None else f", {gap:.0%}")
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([\\|`*_<\[\]])", r"\\\1", name)
+
+
 def _about(result: Mapping[str, Any]) -> str:
-    seeds = ", ".join(map(str, result["seeds"]))
+    """What the numbers are of."""
+    seeds, updates = ", ".join(map(str, result["seeds"])), result["updates"]
     words = (
         f"By judges that gave no reward, {result['num_images']} images of {result['num_reports']} reports "
+        f"that chose nothing in these runs; seeds {seeds}; {updates['steps']} optimizer steps and "
+        f"{updates['images']} images each."
     )
-    words += (
-        f"that chose nothing in these runs; seeds {seeds}; {result['updates']['steps']} optimizer steps each."
-    )
-    if len(result["seeds"]) == 1:
-        words += " One seed: no interval over seeds."
-    for name, steps in result["updates"]["unequal"].items():
-        words += f" **Not at equal updates:** {name} made {steps}."
+    return f"{words} One seed: no interval over seeds." if len(result["seeds"]) == 1 else words
+
+
+def _doubts(result: Mapping[str, Any]) -> list[str]:
+    """Where the rows cannot be compared, a sentence each: none where they can."""
+    updates = result["updates"]
+    found = [
+        f"Not at equal updates: {name} made {steps} steps of {images} images, most "
+        f"{updates['steps']} of {updates['images']}."
+        for name, (steps, images) in updates["unequal"].items()
+    ]
+    if result["unlike"]:
+        found.append(
+            f"Not between the same bounds: anchor, real films or what is judged are others for "
+            f"{', '.join(result['unlike'])}."
+        )
     for row in result["variants"]:
         if row["missing"]:
-            words += f" **Missing:** {row['name']}, seeds {', '.join(map(str, row['missing']))}."
-    return words
+            word = "seed" if len(row["missing"]) == 1 else "seeds"
+            found.append(f"Missing: {row['name']}, {word} {', '.join(map(str, row['missing']))}.")
+    return found
 
 
 def _line(cells: Sequence[str]) -> str:

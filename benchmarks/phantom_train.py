@@ -90,6 +90,13 @@ def frechet_by_half(folder: Path) -> dict[str, dict[str, float]]:
     return result
 
 
+def judging_share(folder: Path) -> float:
+    """Of the time of a run: what rollout, anchor bank, rewards and update did not take."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    training = sum(s for r in records for name, s in r["seconds"].items() if name != "judging")
+    return 1 - training / json.loads((folder / "summary.json").read_text())["wall_seconds"]
+
+
 def gap_table(summaries: list[dict[str, Any]]) -> str:
     """Markdown: the share of the way from the anchor to real films that the policy went."""
     lines = ["| seed | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
@@ -142,7 +149,8 @@ def main() -> None:
             for seed in args.seeds:
                 folder = runs / f"seed-{seed}"
                 summary = train(["--seed", str(seed), "--overwrite"], folder)
-                summaries.append(summary | {"fid_by_half": frechet_by_half(folder)})
+                measured = {"fid_by_half": frechet_by_half(folder), "judging_share": judging_share(folder)}
+                summaries.append(summary | measured)
             args.out.write_text(json.dumps(summaries, indent=1) + "\n")
         if args.study is not None:
             rows = json.loads(STUDY.read_text()) if STUDY.exists() else []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cxrl.evaluation.summary import interval, resamples
 from cxrl.image_sets.scan import Scanned
+from cxrl.metrics.classification import ranked_auroc
 from cxrl.metrics.distribution import kernel_distance, weighted_frechet
 from cxrl.metrics.diversity import ms_ssim
 from cxrl.metrics.posture import pose_sd, posture_score
@@ -174,29 +175,6 @@ def _agreement(told: _Told, weights: _Weights, films: Scanned, rows: np.ndarray)
         told.undefined("auroc", "no finding has films with label 1 and with label 0")
     else:
         told.add("auroc", stacked.nanmean(1))
-
-
-def ranked_auroc(scores: Tensor, labels: Tensor, pieces: Iterable[Tensor]) -> Tensor:
-    """AUROC of one finding under reweightings, by ranks: linear in memory, unlike a matrix of all pairs.
-
-    Args:
-        scores: [N], finite.
-        labels: [N], 1, 0 or nan (left out).
-        pieces: Of [B, N] multiplicities.
-
-    Returns:
-        float64 [B]; nan where a class has no weight.
-    """
-    positive, negative = labels == 1, labels == 0
-    levels, level = scores.double().unique(return_inverse=True)
-    found = []
-    for w in map(Tensor.double, pieces):
-        zero = torch.zeros(len(w), len(levels), dtype=torch.float64)
-        below = zero.index_add(1, level[negative], w[:, negative])
-        beaten = below.cumsum(1) - 0.5 * below
-        wins = (w[:, positive] * beaten[:, level[positive]]).sum(1)
-        found.append(wins / (w[:, positive].sum(1) * w[:, negative].sum(1)))
-    return torch.cat(found)
 
 
 def _diversity(

@@ -39,14 +39,15 @@ def scores_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
 
 def scores_text(scores: Mapping[str, Any]) -> str:
     """A table for the terminal."""
-    return f"{_title(scores)}\n{format_table(scores_rows(scores), header=_header(scores), right=range(1, 5))}"
+    table = format_table(scores_rows(scores), header=_header(scores), right=range(1, 5))
+    return f"{_title(scores)}\n{table}\n{_judged_by(scores)}"
 
 
 def scores_markdown(scores: Mapping[str, Any]) -> str:
     """All of ``scores.json`` that is read rather than parsed."""
     equal = scores["equal_numbers"]
     lines = ["# Scores", "", _title(scores), ""]
-    lines += [f"Features: {scores['features']}. Films at {scores['image_size']} px.", ""]
+    lines += [_judged_by(scores), ""]
     lines += _markdown_table(_header(scores), scores_rows(scores))
     lines += ["", f"The last two columns compare with the same {equal['num_reference']} real films.", ""]
     undefined = scores["generated"]["undefined"]
@@ -88,6 +89,11 @@ def _title(scores: Mapping[str, Any]) -> str:
         + (f"; KID over subsets of {kid}" if kid else "")
         + (f"; neighbours among {prdc} of each side" if prdc else "")
     )
+
+
+def _judged_by(scores: Mapping[str, Any]) -> str:
+    who = ", ".join(dict.fromkeys(map(str, scores["judges"].values())))
+    return f"Judges: {who}. Features: {scores['features']}. Films at {scores['image_size']} px."
 
 
 def _header(scores: Mapping[str, Any]) -> tuple[str, ...]:

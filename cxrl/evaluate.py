@@ -18,7 +18,18 @@ BOOTSTRAP = 200
 IMAGE_SIZE = 64
 _OF_RUN = ("run", "num_images")
 _OF_SETS = (
-    *("generated", "real", "per", "subgroups", "judges", "posture", "diagnosis", "consistency", "sha256"),
+    *(
+        "generated",
+        "real",
+        "train",
+        "per",
+        "subgroups",
+        "judges",
+        "posture",
+        "diagnosis",
+        "consistency",
+        "sha256",
+    ),
     *("image_size", "bootstrap", "seed", "cache"),
 )
 
@@ -54,6 +65,12 @@ def parser() -> Parser:
     sets = parser.add_argument_group("films: a folder, or a table with the column image (docs/evaluation.md)")
     sets.add_argument("--generated", metavar="FILMS", type=file_path, help="what is judged")
     sets.add_argument("--real", metavar="FILMS", type=file_path, help="what it is compared with")
+    sets.add_argument(
+        "--train",
+        metavar="FILMS",
+        type=file_path,
+        help="what the generator was trained on: are there copies?",
+    )
     sets.add_argument("--per", choices=("finding",), help="finding: all numbers for the films of each, too")
     sets.add_argument("--subgroups", metavar="A,B", type=_names, help="all numbers for each value of columns")
     sets.add_argument("--judges", metavar="DIR", help="models of cxrl pretrain; default those of the phantom")
@@ -128,6 +145,7 @@ def _evaluate_sets(args: Namespace) -> None:
     subgroups = args.subgroups or ()
     generated = open_set(args.generated, "--generated", subgroups)
     real = open_set(args.real, "--real", subgroups)
+    train = open_set(args.train, "--train") if args.train else None
     if args.per:
         for films, option in ((generated, "--generated"), (real, "--real")):
             if not films.labels:
@@ -138,13 +156,16 @@ def _evaluate_sets(args: Namespace) -> None:
     try:
         with progress.stage("loading", 0):
             from cxrl.image_sets.judge import judge_sets, open_panel
+            from cxrl.image_sets.memorised import MOST
             from cxrl.shipped import PHANTOM
 
             chosen = {task: getattr(args, task) for task in ("posture", "diagnosis", "consistency")}
             panel = open_panel(
                 args.judges or PHANTOM, {t: v for t, v in chosen.items() if v is not None}, args.sha256 or ()
             )
-        with progress.stage("judging", len(generated) + len(real)):
+        count = len(generated) + len(real)
+        count += len(train) + sum(min(MOST, len(side)) for side in (generated, real)) if train else 0
+        with progress.stage("judging", count):
             scores = judge_sets(
                 generated,
                 real,
@@ -155,20 +176,24 @@ def _evaluate_sets(args: Namespace) -> None:
                 bootstrap=BOOTSTRAP if args.bootstrap is None else args.bootstrap,
                 per_finding=args.per is not None,
                 subgroups=subgroups,
+                train=train,
+                pairs=args.out / "pairs.png",
                 scanned=progress.advance,
+                searched=progress.advance,
             )
     finally:
         progress.close()
     from cxrl.image_sets.tell import scores_csv, scores_markdown, scores_text
 
-    # Names of files are those of patients where the films are restricted, which nothing here can know.
+    # Names of files, and pictures of films, are those of patients where the films are restricted, which
+    # nothing here can know.
     write_json(args.out / "scores.json", scores, private=True)
     write_text(args.out / "scores.md", scores_markdown(scores), private=True)
     write_text(args.out / "scores.csv", scores_csv(scores), private=True)
     for warning in scores["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(scores_text(scores))
-    say(f"{args.out / 'scores.md'}, scores.csv, scores.json")
+    say(f"{args.out / 'scores.md'}, scores.csv, scores.json{', pairs.png' if train else ''}")
 
 
 if __name__ == "__main__":

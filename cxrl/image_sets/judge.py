@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from cxrl.data.rows import listed
 from cxrl.evaluation.judges import Judges, assemble_judges
 from cxrl.findings import CHEXPERT_FINDINGS
 from cxrl.image_sets.measure import measure
+from cxrl.image_sets.memorised import closest_pairs, memorised
 from cxrl.image_sets.scan import MOST_NAMED, Scanned, scan
 from cxrl.image_sets.sets import ImageSet
+from cxrl.images.png import save_grid
 from cxrl.scorers.choice import TASKS, ModelChoice, file_sha256, parse_digests
 from cxrl.shipped import JUDGES, PHANTOM, folder_of
 
@@ -75,7 +78,10 @@ def judge_sets(
     bootstrap: int,
     per_finding: bool = False,
     subgroups: Sequence[str] = (),
+    train: ImageSet | None = None,
+    pairs: Path | None = None,
     scanned: Callable[[int], None] = lambda count: None,
+    searched: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """The content of ``scores.json``.
 
@@ -89,13 +95,17 @@ def judge_sets(
         bootstrap: Resamples for intervals.
         per_finding: All numbers for the films of every finding too.
         subgroups: Columns of both sets, all numbers for every value.
+        train: What the generator was trained on, to look for copies.
+        pairs: Where to write a picture of the films that are nearest to training films.
         scanned: Is told how many more films are done.
+        searched: Is told for how many more the nearest training film is known.
 
     Raises:
-        CxrlError: Fewer than two films of a set can be read.
+        CxrlError: Fewer than two films of a set can be read, or none of the real ones is held out.
     """
-    ours, theirs = (
-        scan(
+
+    def seen(films: ImageSet, option: str) -> Scanned:
+        return scan(
             films,
             panel.judges,
             models=panel.digest,
@@ -105,8 +115,15 @@ def judge_sets(
             option=option,
             scanned=scanned,
         )
-        for films, option in ((generated, "--generated"), (real, "--real"))
-    )
+
+    ours, theirs = seen(generated, "--generated"), seen(real, "--real")
+    told_of = {"--generated": ours, "--real": theirs}
+    copies = None
+    if train is not None:
+        training = told_of["--train"] = seen(train, "--train")
+        copies, places = memorised(ours, training, theirs, seed=seed, done=searched)
+        if pairs is not None:
+            save_grid(pairs, *closest_pairs(copies, places, ours, training), private=True)
     ask = {"seed": seed, "bootstrap": bootstrap}
     every, all_real = np.arange(len(ours)), np.arange(len(theirs))
     halves = np.random.default_rng(seed).permutation(len(theirs))
@@ -119,8 +136,8 @@ def judge_sets(
         "image_size": image_size,
         "seed": seed,
         "bootstrap": bootstrap,
-        "sets": {"generated": _described(ours), "real": _described(theirs)},
-        "warnings": _warnings(ours, theirs),
+        "sets": {option[2:]: _described(films) for option, films in told_of.items()},
+        "warnings": _warnings(told_of),
         "generated": measure(ours, every, theirs, all_real, **ask),
         "real": measure(theirs, all_real, None, all_real, **ask),
         "equal_numbers": {
@@ -131,6 +148,7 @@ def judge_sets(
         },
         "per_finding": _per_finding(ours, theirs, ask) if per_finding else None,
         "subgroups": {name: _per_value(name, ours, theirs, ask) for name in subgroups} or None,
+        "memorisation": copies,
     }
 
 
@@ -181,10 +199,10 @@ def _described(films: Scanned) -> dict[str, Any]:
     }
 
 
-def _warnings(ours: Scanned, theirs: Scanned) -> list[str]:
-    """What should be known before a number is believed."""
+def _warnings(sets: dict[str, Scanned]) -> list[str]:
+    """What should be known before a number is believed; ``sets`` by the option that named them."""
     found = []
-    for films, option in ((ours, "--generated"), (theirs, "--real")):
+    for option, films in sets.items():
         for reason, (count, names) in films.unreadable.items():
             more = ", …" if count > len(names) else ""
             found.append(f"{option}: {count} left out, {reason}: {', '.join(names)}{more}")
@@ -203,7 +221,8 @@ def _warnings(ours: Scanned, theirs: Scanned) -> list[str]:
             found.append(f"{option}: no judge knows {', '.join(unjudged)}: no AUROC of these")
         if films.source.unread:
             found.append(f"{option}: columns not read: {listed(films.source.unread)}")
-    shared = len(set(ours.digests.tolist()) & set(theirs.digests.tolist()))
-    if shared:
-        found.append(f"{shared} pictures are in both sets, pixel for pixel")
+    for (one, mine), (other, theirs) in combinations(sets.items(), 2):
+        shared = len(set(mine.digests.tolist()) & set(theirs.digests.tolist()))
+        if shared:
+            found.append(f"{shared} pictures are in {one} and {other}, pixel for pixel")
     return found

@@ -20,6 +20,7 @@ _COLUMNS = {
     "Alignment_score": "consistency",
 }
 """The columns of CheXGenBench's results, and whose numbers are here."""
+_SIDES = ("generated", "held_out")
 
 
 def scores_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
@@ -40,7 +41,10 @@ def scores_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
 def scores_text(scores: Mapping[str, Any]) -> str:
     """A table for the terminal."""
     table = format_table(scores_rows(scores), header=_header(scores), right=range(1, 5))
-    return f"{_title(scores)}\n{table}\n{_judged_by(scores)}"
+    lines = [_title(scores), table, _judged_by(scores)]
+    if scores["memorisation"]:
+        lines.append(_reidentified(scores["memorisation"]))
+    return "\n".join(lines)
 
 
 def scores_markdown(scores: Mapping[str, Any]) -> str:
@@ -61,6 +65,8 @@ def scores_markdown(scores: Mapping[str, Any]) -> str:
     for name, of in parts.items():
         if of:
             lines += ["", f"## By {name}", "", *_parts(name, of)]
+    if scores["memorisation"]:
+        lines += ["", "## Memorisation", "", *_memorisation(scores["memorisation"])]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +114,46 @@ def _parts(name: str, parts: list[dict[str, Any]]) -> list[str]:
         label = part.get("finding", part.get("value", "")) or "(blank)"
         rows.append((label, str(part["num_generated"]), str(part["num_real"]), *cells))
     return _markdown_table((name, "generated", "real", *KEYS), rows)
+
+
+def _reidentified(told: Mapping[str, Any]) -> str:
+    """The one line of memorisation."""
+    against = f"{told['num_training']} training films"
+    if told["reidentified"] is None:
+        return f"Re-identified against {against}: undefined, {told['undefined']}."
+    low, high = told["reidentified_ci"]
+    return (
+        f"Re-identified against {against}: {told['reidentified']:.2%} [{low:.2%}, {high:.2%}] of "
+        f"{told['num_generated']} generated films; 1 % of {told['num_held_out']} held-out real films are."
+    )
+
+
+def _memorisation(told: Mapping[str, Any]) -> list[str]:
+    kinds = {"match of pixels": told["match"]}
+    kinds |= {f"distance, {name}": of for name, of in told["distance"].items()}
+    rows = [
+        (
+            name,
+            _number(of["nearer"]),
+            *(_number(of[side][key]) for key in ("median", "nearest_1_percent") for side in _SIDES),
+        )
+        for name, of in kinds.items()
+    ]
+    ends = (f"{key}, {side}" for key in ("median", "nearest 1 %") for side in ("generated", "held out"))
+    header = ("nearest training film", "generated is nearer", *ends)
+    pairs = [
+        (p["generated"], p["training"], f"{p['match']:.4f}", "yes" if p["reidentified"] else "no")
+        for p in told["closest"]
+    ]
+    return [
+        _reidentified(told),
+        "",
+        *_markdown_table(header, rows),
+        "",
+        "Closest pairs (pairs.png):",
+        "",
+        *_markdown_table(("generated", "training", "match", "re-identified"), pairs),
+    ]
 
 
 def _markdown_table(header: tuple[str, ...], rows: list[Any]) -> list[str]:

@@ -68,13 +68,16 @@ def read_grey(path: Path) -> np.ndarray:
         return np.array(image.convert("L"))
 
 
-def save_grid(path: Path, rows: Mapping[str, Tensor], captions: Sequence[str]) -> None:
+def save_grid(
+    path: Path, rows: Mapping[str, Tensor], captions: Sequence[str], *, private: bool = False
+) -> None:
     """Write rows of images of the same prompts above each other, with captions and the word SYNTHETIC.
 
     Args:
         path: The PNG file; its folder exists.
         rows: Name → [P, 1, H, W] in [0, 1]; column p of every row belongs to prompt p.
         captions: P report texts, cut to what fits.
+        private: For its owner alone.
 
     Raises:
         ValueError: Rows and captions of different lengths.
@@ -104,7 +107,7 @@ def save_grid(path: Path, rows: Mapping[str, Tensor], captions: Sequence[str]) -
         left, top = LABEL + p * (CELL + MARGIN), header + len(rows) * (CELL + MARGIN)
         for k, text in enumerate(wrap_caption(caption, font, CELL)):
             draw.text((left, top + k * line), text, 0, font)
-    save_picture(path, canvas, {})
+    save_picture(path, canvas, {}, private=private)
 
 
 def wrap_caption(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
@@ -126,13 +129,13 @@ def wrap_caption(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, 
     return lines
 
 
-def save_picture(path: Path, image: Image.Image, chunks: Mapping[str, str]) -> None:
+def save_picture(path: Path, image: Image.Image, chunks: Mapping[str, str], *, private: bool = False) -> None:
     """Write a picture with the text chunk that says that it is synthetic, and further ones.
 
     Raises:
         CxrlError: The file cannot be written.
     """
-    with replacing(path) as partial:
+    with replacing(path, private=private) as partial:
         image.save(partial, format="PNG", pnginfo=picture_info(chunks))
 
 

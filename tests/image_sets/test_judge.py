@@ -72,7 +72,7 @@ def test_what_is_odd_about_the_sets_is_told(tables: tuple[Path, Path], panel: Pa
         "1 of 23 files hold colours",
     ):
         assert words in told
-    assert "1 pictures are in both sets" in told
+    assert "1 pictures are in --generated and --real" in told
 
 
 def test_the_phantoms_judges(tables: tuple[Path, Path]) -> None:

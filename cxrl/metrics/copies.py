@@ -3,9 +3,9 @@
 The *match* of two films is the correlation of their pixels after the best registration: the generated film,
 as it is or mirrored, is laid over every part of the other that is at least 70 % of its side, and the best
 place is refined between the pixels (Lucas and Kanade 1981, damped as by Levenberg and Marquardt). Noise of a
-generated film lowers the correlation by √(1 - σ²/s²), which is divided out: s² is its variance, σ² of its noise
-(Immerkær 1996, with the median). Compare a match only with those of other films with the same training set:
-chest films correlate with each other, and the more there are, the nearer is the nearest.
+generated film lowers the correlation by √(1 - σ²/s²), which is divided out: s² is the film's variance and σ²
+that of its noise (Immerkær 1996, with the median). Compare a match only with those of other films with the
+same training set: chest films correlate with each other, and the more there are, the nearer is the nearest.
 """
 
 from __future__ import annotations

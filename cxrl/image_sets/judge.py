@@ -18,7 +18,7 @@ from cxrl.image_sets.measure import measure
 from cxrl.image_sets.memorised import closest_pairs, memorised
 from cxrl.image_sets.scan import MOST_NAMED, Scanned, scan
 from cxrl.image_sets.sets import ImageSet
-from cxrl.images.png import save_grid
+from cxrl.images.png import BANNER, save_grid
 from cxrl.scorers.choice import TASKS, ModelChoice, file_sha256, parse_digests
 from cxrl.shipped import JUDGES, PHANTOM, folder_of
 
@@ -123,7 +123,8 @@ def judge_sets(
         training = told_of["--train"] = seen(train, "--train")
         copies, places = memorised(ours, training, theirs, seed=seed, done=searched)
         if pairs is not None:
-            save_grid(pairs, *closest_pairs(copies, places, ours, training), private=True)
+            pictures = closest_pairs(copies, places, ours, training)
+            save_grid(pairs, *pictures, banner=f"{BANNER}; training films below", private=True)
     ask = {"seed": seed, "bootstrap": bootstrap}
     every, all_real = np.arange(len(ours)), np.arange(len(theirs))
     halves = np.random.default_rng(seed).permutation(len(theirs))

@@ -27,6 +27,7 @@ FEWEST_HELD_OUT = 100
 """Below which there is no 99th percentile of the held-out films."""
 FALSE_ALARMS = 0.01
 NUM_CLOSEST = 8
+RESAMPLES = 1000
 _ROWS = 512
 
 
@@ -78,7 +79,7 @@ def memorised(
         "num_real_in_training": len(real) - len(held_out),
         "threshold": threshold,
         "reidentified": None if above is None else float(above.mean()),
-        "reidentified_ci": [None, None] if above is None else wilson(int(above.sum()), len(above)),
+        "reidentified_ci": [None, None] if above is None else _interval(match, baseline, generator),
         "undefined": None if enough else f"{len(others)} held-out films, {FEWEST_HELD_OUT} are needed",
         "match": _compared(match, baseline, higher_is_nearer=True),
         "distance": {
@@ -111,13 +112,13 @@ def closest_pairs(
     return pictures, captions
 
 
-def wilson(count: int, number: int) -> list[float]:
-    """[low, high], the 95 % interval of a share ``count`` / ``number`` of independent films (Wilson 1927)."""
-    z = 1.959963984540054
-    share, spread = count / number, z * z / number
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / number + spread / (4 * number)) / (1 + spread)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
+def _interval(match: np.ndarray, baseline: np.ndarray, generator: np.random.Generator) -> list[float]:
+    """[low, high], 95 % of a bootstrap over generated and held-out films; few held-out ones are unsure."""
+    shares = []
+    for _ in range(RESAMPLES):
+        mine, theirs = (side[generator.integers(len(side), size=len(side))] for side in (match, baseline))
+        shares.append((mine > np.quantile(theirs, 1 - FALSE_ALARMS)).mean())
+    return [float(end) for end in np.quantile(shares, (0.025, 0.975))]
 
 
 def _pixels(films: Scanned, rows: Tensor) -> Tensor:

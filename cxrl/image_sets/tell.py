@@ -124,7 +124,7 @@ def _reidentified(told: Mapping[str, Any]) -> str:
     low, high = told["reidentified_ci"]
     return (
         f"Re-identified against {against}: {told['reidentified']:.2%} [{low:.2%}, {high:.2%}] of "
-        f"{told['num_generated']} generated films; 1 % of {told['num_held_out']} held-out real films are."
+        f"{told['num_generated']} generated films; of {told['num_held_out']} held-out real films 1 % are."
     )
 
 

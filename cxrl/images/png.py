@@ -69,7 +69,12 @@ def read_grey(path: Path) -> np.ndarray:
 
 
 def save_grid(
-    path: Path, rows: Mapping[str, Tensor], captions: Sequence[str], *, private: bool = False
+    path: Path,
+    rows: Mapping[str, Tensor],
+    captions: Sequence[str],
+    *,
+    banner: str = BANNER,
+    private: bool = False,
 ) -> None:
     """Write rows of images of the same prompts above each other, with captions and the word SYNTHETIC.
 
@@ -77,6 +82,7 @@ def save_grid(
         path: The PNG file; its folder exists.
         rows: Name → [P, 1, H, W] in [0, 1]; column p of every row belongs to prompt p.
         captions: P report texts, cut to what fits.
+        banner: Above them; it says that they are synthetic, and where some are not, which.
         private: For its owner alone.
 
     Raises:
@@ -90,10 +96,11 @@ def save_grid(
     font, bold = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(FONT_SIZE + 4)
     line = FONT_SIZE + 5
     header, footer = line + 2 * MARGIN, CAPTION_LINES * line + MARGIN
-    width = LABEL + columns * (CELL + MARGIN) + MARGIN
+    label = max(LABEL, *(int(bold.getlength(name)) + 2 * MARGIN for name in rows))
+    width = label + columns * (CELL + MARGIN) + MARGIN
     canvas = Image.new("L", (width, header + len(rows) * (CELL + MARGIN) + footer), 255)
     draw = ImageDraw.Draw(canvas)
-    draw.text((LABEL, MARGIN), BANNER, 0, bold)
+    draw.text((label, MARGIN), banner, 0, bold)
     for r, (name, images) in enumerate(rows.items()):
         top = header + r * (CELL + MARGIN)
         draw.text((MARGIN, top + CELL // 2), name, 0, bold, anchor="lm")
@@ -102,9 +109,9 @@ def save_grid(
             cell.thumbnail((CELL, CELL))
             scale = CELL / max(cell.size)
             size = (round(cell.width * scale), round(cell.height * scale))
-            canvas.paste(cell.resize(size, Image.Resampling.BICUBIC), (LABEL + p * (CELL + MARGIN), top))
+            canvas.paste(cell.resize(size, Image.Resampling.BICUBIC), (label + p * (CELL + MARGIN), top))
     for p, caption in enumerate(captions):
-        left, top = LABEL + p * (CELL + MARGIN), header + len(rows) * (CELL + MARGIN)
+        left, top = label + p * (CELL + MARGIN), header + len(rows) * (CELL + MARGIN)
         for k, text in enumerate(wrap_caption(caption, font, CELL)):
             draw.text((left, top + k * line), text, 0, font)
     save_picture(path, canvas, {}, private=private)

@@ -178,7 +178,8 @@ inline Vec log(Vec x) {
   return fma(__builtin_convertvector(exponent, Vec), splat(0.693147181f), p + p);
 }
 
-inline Vec sigmoid(Vec x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
+// 1.8e-35 and not less, for a subnormal result costs a hundred times as much as a normal one.
+inline Vec sigmoid(Vec x) { return splat(1.0f) / (splat(1.0f) + exp(min(splat(80.0f), -x))); }
 
 inline Vec widen_bf16(HVec h) { return (Vec)(__builtin_convertvector(h, UVec) << 16); }
 inline HVec narrow_bf16(Vec v) {

@@ -20,12 +20,15 @@ SHOULD = {
     "films of other reports": ("auroc", "consistency"),
     "blurred": ("ms_ssim", "diversity"),
     "noisy": ("ms_ssim", "diversity", "fid", "kid"),
+    "training films again": ("reidentified",),
     "half of them black": ("posture", "auroc", "fid", "kid", "precision"),
 }
 SHOULD_NOT = {
     "one film a report": ("posture", "auroc", "consistency"),
     "films of other reports": ("posture", "fid", "kid", "precision", "recall", "coverage", "diversity"),
-    "blurred": ("posture", "auroc"),
+    "blurred": ("posture", "auroc", "reidentified"),
+    "noisy": ("reidentified",),
+    "training films again": ("posture", "auroc", "consistency", "fid", "ms_ssim", "diversity", "precision"),
 }
 
 
@@ -52,7 +55,19 @@ def test_every_fault_is_caught_by_the_number_that_should() -> None:
 
 def test_the_page_shows_the_committed_table(module: Any) -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "what_numbers_see.json").read_text())
-    assert module.table(result) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert module.table(result) in page
+    for kind, told in result["planted"].items():
+        if kind != "others_reidentified":
+            assert f"| {kind} | {told['auroc']:.4f} | {told['reidentified']:.0%} |" in page
+
+
+def test_planted_copies_are_found_and_other_films_are_not() -> None:
+    planted = json.loads((ROOT / "benchmarks" / "results" / "what_numbers_see.json").read_text())["planted"]
+    assert planted.pop("others_reidentified") <= 0.02
+    assert {"exact", "flipped", "noised", "cropped"} <= set(planted)
+    for kind, told in planted.items():
+        assert told["auroc"] >= 0.99, kind
 
 
 @pytest.mark.slow
@@ -61,8 +76,11 @@ def test_a_small_table_made_now_says_the_same(module: Any) -> None:
         "wide poses": "posture",
         "films of other reports": "consistency",
         "one film a report": "diversity",
+        "training films again": "reidentified",
     }
-    made = module.measure(52, num_draws=1, bootstrap=50, only=("real films", *expected))
+    few = {"num_training": 208, "num_held_out": 100, "num_others": 60, "num_planted": 12}
+    made = module.measure(52, num_draws=1, bootstrap=50, only=("real films", *expected), **few)
+    assert all(told["auroc"] > 0.97 for kind, told in made["planted"].items() if "_" not in kind)
     found = made["caught_by"]
     assert not set(found["real films"]) & set(KEYS), "a draw is too few for the numbers of sets"
     for name, key in expected.items():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import math
 from typing import Any
 
@@ -255,3 +257,27 @@ def test_group_win_rate_refuses(cpu_backend: str) -> None:
         group_win_rate(
             torch.tensor([[0], [math.nan]]), torch.zeros(2, dtype=torch.int64), backend=cpu_backend
         )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_subnormal(backend: str, form: str) -> None:
+    """Where a bank is no multiple of a vector, the lanes beside it once cost four times the comparison.
+
+    A rounded subnormal raises the processor's underflow flag.
+    """
+    if not backend.startswith("cpp"):
+        pytest.skip("the flag is that of this thread's vectors")
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    underflow = 0x10
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for m in range(1, 34):
+            for far in (0.0, -300.0):  # all anchors are above every reward
+                args = make(40, 2, m, 3)
+                args["rewards"] += far
+                libm.feclearexcept(underflow)
+                pairwise_comparison(**args, form=form, backend=backend)
+                assert not libm.fetestexcept(underflow), (m, far)
+    finally:
+        torch.set_num_threads(threads)

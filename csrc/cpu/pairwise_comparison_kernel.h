@@ -27,7 +27,7 @@ void compare_impl(const cxrl::ComparisonArgs& a, int64_t begin, int64_t end, flo
         if (kForm == cxrl::Form::kBradleyTerry) {
           const Vec s = sigmoid((own - anchor) * splat(inverse));
           bounded += s;
-          steepness = fma(-s, s, steepness + s);
+          steepness = fma(s, splat(1.0f) - s, steepness);
         }
       }
       halves[k] += beaten;

@@ -22,6 +22,7 @@ NUM_CANDIDATES = 32
 LEAST_SIDE = 0.7
 _COARSE, _FINE, _TARGET = 24, 32, 48
 """Pixels a side: of the search, of a film that is registered, and of what it is laid over."""
+_WIDTHS = range(_COARSE, math.ceil(LEAST_SIDE * _COARSE) - 1, -1)
 _SIGMA = 2.0
 _NOISE_LEFT = ((1 + 9 + 9 + 1) / 64) ** 2
 """Share of the variance of white noise that halving a side leaves: the filter is (1, 3, 3, 1) / 8."""
@@ -129,24 +130,31 @@ def _candidates(films: Tensor, training: Callable[[Tensor], Tensor], number: int
 
 def _best_places(films: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """bool [N], mirrored; float32 [N, 3], the side of the best place on the coarse grid and its middle."""
-    grid = _coarse(others, _COARSE)
-    best = torch.full((len(films),), -math.inf)
-    found = torch.zeros(len(films), 4)
-    half = len(list(_placed(films[:1]))) // 2
-    for n, (shown, row, column, width) in enumerate(_placed(films)):
-        value = (shown * _unit(grid[:, row : row + width, column : column + width])).sum(1)
-        place = torch.tensor(
-            [n >= half, width / _COARSE, (2 * column + width) / _COARSE - 1, (2 * row + width) / _COARSE - 1]
-        )
-        better = value > best
-        found[better], best[better] = place, value[better]
-    return found[:, 0] > 0, found[:, 1:]
+    grid = _coarse(others, _COARSE)[None]
+    best, mirrored = torch.full((len(films),), -math.inf), torch.zeros(len(films), dtype=torch.bool)
+    places = torch.zeros(len(films), 3)
+    for width in _WIDTHS:
+        room, area = _COARSE - width + 1, width * width
+        mean = F.avg_pool2d(grid, width, 1)[0]
+        spread = (F.avg_pool2d(grid.square(), width, 1)[0] - mean.square()).clamp_min(1e-12 / area).sqrt()
+        small = _unit(_coarse(films, width)).reshape(-1, 1, width, width)
+        for is_mirrored in (False, True):
+            shown = small.flip(-1) if is_mirrored else small
+            found = F.conv2d(grid, shown, groups=len(films))[0] / (spread * width)
+            value, at = found.flatten(1).max(1)
+            row, column = at // room, at % room
+            middle = torch.stack([2 * column + width, 2 * row + width], 1) / _COARSE - 1
+            place = torch.cat([torch.full((len(films), 1), width / _COARSE), middle], 1)
+            better = value > best
+            best[better], mirrored[better] = value[better], is_mirrored
+            places[better] = place[better]
+    return mirrored, places
 
 
 def _placed(films: Tensor) -> Iterator[tuple[Tensor, int, int, int]]:
     """Films at every size, with all their places: ([N, width²], row, column, width); first as they are."""
     for shown in (films, films.flip(-1)):
-        for width in range(_COARSE, math.ceil(LEAST_SIDE * _COARSE) - 1, -1):
+        for width in _WIDTHS:
             small = _unit(_coarse(shown, width))
             for row in range(_COARSE - width + 1):
                 for column in range(_COARSE - width + 1):
@@ -159,24 +167,23 @@ def _registered(films: Tensor, others: Tensor, places: Tensor) -> Tensor:
     ``places`` are float32 [N, 3]: the side of a part, and its middle in [-1, 1], to start from.
     """
     target = _unit(films[:, 0])
-    size = films.shape[-1]
+    along = (2 * torch.arange(films.shape[-1]) + 1) / films.shape[-1] - 1
+    whole = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1)
 
     def shown(place: Tensor) -> Tensor:
-        theta = torch.zeros(len(place), 2, 3)
-        theta[:, 0, 0] = theta[:, 1, 1] = place[:, 0]
-        theta[:, :, 2] = place[:, 1:]
-        grid = F.affine_grid(theta, [len(place), 1, size, size], align_corners=False)
+        grid = place[:, None, None, :1] * whole + place[:, None, None, 1:]
         return _unit(F.grid_sample(others, grid, padding_mode="border", align_corners=False)[:, 0])
 
     place, delta = places.clone(), 1 / others.shape[-1]
     part = shown(place)
     best, damping = (target * part).sum(1), torch.full((len(place), 1), 1e-3)
     for _ in range(_STEPS):
-        slope = torch.stack([(shown(place + delta * axis) - part) / delta for axis in torch.eye(3)], 2)
-        normal = slope.transpose(1, 2) @ slope
+        slopes = [(shown(place + delta * axis) - part) / delta for axis in torch.eye(3)]
+        left = target - part
+        normal = torch.stack([torch.stack([(a * b).sum(1) for a in slopes], 1) for b in slopes], 1)
         diagonal = normal.diagonal(dim1=1, dim2=2).clamp_min(1e-8)
-        right = slope.transpose(1, 2) @ (target - part)[:, :, None]
-        step = torch.linalg.solve(normal + torch.diag_embed(damping * diagonal + 1e-8), right)[:, :, 0]
+        right = torch.stack([(a * left).sum(1) for a in slopes], 1)
+        step = torch.linalg.solve(normal + torch.diag_embed(damping * diagonal + 1e-8), right)
         tried = place + step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
         tried[:, 0].clamp_(LEAST_SIDE - _LARGEST_STEP, 1.0)
         room = 1 - tried[:, :1]

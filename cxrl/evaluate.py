@@ -29,6 +29,7 @@ _OF_SETS = (
         "diagnosis",
         "consistency",
         "sha256",
+        "features",
     ),
     *("image_size", "bootstrap", "seed", "cache"),
 )
@@ -76,7 +77,12 @@ def parser() -> Parser:
     sets.add_argument("--judges", metavar="DIR", help="models of cxrl pretrain; default those of the phantom")
     for task in ("posture", "diagnosis", "consistency"):
         sets.add_argument(f"--{task}", metavar="MODEL", help=f"another judge, as eval.{task}")
-    sets.add_argument("--sha256", metavar="TASK=HEX", type=_names, help="digests of judges, as eval.sha256")
+    sets.add_argument(
+        "--sha256", metavar="TASK=HEX", type=_names, help="digests of judges and feature models"
+    )
+    sets.add_argument("--features", metavar="NAME[=PATH],…", type=_names,
+        help="where distances are measured: judge (default), densenet=FILE, rad-dino=FOLDER, inception=FILE",
+    )  # fmt: skip
     sets.add_argument("--image-size", metavar="PX", type=whole_number(16, 4096),
         help=f"a side that all films are brought to; default {IMAGE_SIZE}",
     )  # fmt: skip
@@ -161,7 +167,10 @@ def _evaluate_sets(args: Namespace) -> None:
 
             chosen = {task: getattr(args, task) for task in ("posture", "diagnosis", "consistency")}
             panel = open_panel(
-                args.judges or PHANTOM, {t: v for t, v in chosen.items() if v is not None}, args.sha256 or ()
+                args.judges or PHANTOM,
+                {t: v for t, v in chosen.items() if v is not None},
+                args.sha256 or (),
+                args.features or ("judge",),
             )
         count = len(generated) + len(real)
         count += len(train) + sum(min(MOST, len(side)) for side in (generated, real)) if train else 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cxrl.image_sets.scan import MOST_NAMED, Scanned, scan
 from cxrl.image_sets.sets import ImageSet
 from cxrl.images.png import BANNER, save_grid
 from cxrl.scorers.choice import TASKS, ModelChoice, file_sha256, parse_digests
+from cxrl.scorers.feature_models import JUDGE, PINNED, FeatureModel, open_feature_models, parse_features
 from cxrl.shipped import JUDGES, PHANTOM, folder_of
 
 FEWEST = 10
@@ -33,25 +34,45 @@ class Panel:
     Attributes:
         judges: The models.
         digest: Of all that decides what they say.
-        features: The name of the feature model.
+        features: The name of the judges' own features.
         described: For scores.json.
+        extractors: Name → model of features, in the order of the results, None for the judges' own.
     """
 
     judges: Judges
     digest: str
     features: str
     described: dict[str, Any]
+    extractors: Mapping[str, FeatureModel | None] = field(default_factory=dict)
+
+    @property
+    def by_name(self) -> Mapping[str, FeatureModel | None]:
+        """``extractors``, and without any the judges' own."""
+        return self.extractors or {self.features: None}
 
 
 def open_panel(
-    folder: str = PHANTOM, values: dict[str, str] | None = None, sha256: Sequence[str] = ()
+    folder: str = PHANTOM,
+    values: dict[str, str] | None = None,
+    sha256: Sequence[str] = (),
+    features: Sequence[str] = (JUDGE,),
 ) -> Panel:
     """The judges of a folder of ``cxrl pretrain``, each replaced by what ``values`` names for its task.
+
+    Args:
+        folder: Of the judges.
+        values: Task → model.
+        sha256: ``TASK=HEX``, also of a feature model that is one file.
+        features: Models of features, ``judge`` or ``NAME=PATH``; the first is that of the main table.
 
     Raises:
         CxrlError: A file is missing, damaged or not the expected one.
     """
-    digests, where = parse_digests(sha256, "eval"), folder_of(folder, JUDGES)
+    pins = [entry for entry in sha256 if entry.partition("=")[0] in PINNED]
+    digests = parse_digests([entry for entry in sha256 if entry not in pins], "eval", PINNED)
+    where = folder_of(folder, JUDGES)
+    asked = parse_features(features)
+    others = open_feature_models(asked, parse_digests(pins, "eval", PINNED))
     opened = {
         task: ModelChoice(
             "eval", task, (values or {}).get(task, ""), where, sha256=digests.get(task, "")
@@ -64,7 +85,9 @@ def open_panel(
         files += [where / "reference.safetensors", where / "posture.safetensors"]
     described = {task: judges.description[task] for task in TASKS}
     digest = ",".join(file_sha256(file) for file in files)
-    return Panel(judges, digest, judges.description["features"], described)
+    own = judges.description["features"]
+    extractors = {own if name == JUDGE else name: others.get(name) for name in asked}
+    return Panel(judges, digest, own, described, extractors)
 
 
 def judge_sets(
@@ -109,7 +132,7 @@ def judge_sets(
             films,
             panel.judges,
             models=panel.digest,
-            features=panel.features,
+            features=panel.by_name,
             image_size=image_size,
             cache=cache,
             option=option,
@@ -133,7 +156,8 @@ def judge_sets(
     some = np.sort(np.random.default_rng(seed).choice(len(ours), number, replace=False))
     return {
         "judges": panel.described,
-        "features": panel.features,
+        "features": next(iter(panel.by_name)),
+        "feature_models": {name: _feature_model(model) for name, model in panel.by_name.items()},
         "image_size": image_size,
         "seed": seed,
         "bootstrap": bootstrap,
@@ -151,6 +175,14 @@ def judge_sets(
         "subgroups": {name: _per_value(name, ours, theirs, ask) for name in subgroups} or None,
         "memorisation": copies,
     }
+
+
+def _feature_model(model: FeatureModel | None) -> dict[str, Any] | None:
+    """For scores.json; None for the judges' own, which ``judges`` names."""
+    if model is None:
+        return None
+    keys = ("description", "num_features", "digest")
+    return {key: getattr(model, key) for key in keys}
 
 
 def _part(

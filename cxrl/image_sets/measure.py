@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,16 @@ from torch import Tensor
 from cxrl.evaluation.summary import interval, resamples
 from cxrl.image_sets.scan import Scanned
 from cxrl.metrics.classification import ranked_auroc
-from cxrl.metrics.distribution import kernel_distance, weighted_frechet
+from cxrl.metrics.distribution import kernel_distance, moments, moments_distance, weighted_frechet
 from cxrl.metrics.diversity import ms_ssim
 from cxrl.metrics.posture import pose_sd, posture_score
 from cxrl.metrics.prdc import NEAREST_K, prdc
+from cxrl.metrics.rows import Rows
 
+DISTANCES = ("fid", "kid", "precision", "recall", "density", "coverage")
+"""What is measured in the features of a model."""
 KEYS = (
-    "fid",
-    "kid",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
+    *DISTANCES,
     "auroc",
     "consistency",
     "posture",
@@ -39,6 +37,10 @@ MOST_NEIGHBOURS = 10_000
 """Images of a side for precision, recall, density, coverage, whose time is in the product of the sides'."""
 MOST_RESAMPLED = 20_000
 """Images with which the Fréchet distance still has an interval."""
+MOST_WIDE = 1024
+"""Numbers of a feature, or images if these are fewer, likewise: a resample takes the eigenvalues of a matrix
+with that side, which take seconds beyond.
+"""
 KID_SUBSET = 1000
 _AT_ONCE = 2**23
 """Numbers of a [B, N] matrix of weights at once."""
@@ -66,9 +68,13 @@ def measure(
     Returns:
         ``num_images``, ``num_prompts``; ``values`` and ``ci``, by key; ``undefined``, key → why;
         ``auroc_per_finding``; ``kid_sd``, ``kid_subset`` and ``prdc_images`` with what they were computed.
+        The distances are those of the first model of features; ``other_features`` is of the others, by name,
+        each with the keys that distances have.
     """
     prompts, prompt_of = np.unique(films.prompt_of[rows], return_inverse=True)
-    told = _Told(len(rows), len(prompts))
+    told = _Told()
+    told.result |= {"num_images": len(rows), "num_prompts": len(prompts)}
+    told.result |= {"auroc_per_finding": {}, "other_features": {}}
     counts = resamples(len(prompts), bootstrap, seed) if len(prompts) > 1 else torch.zeros(0, len(prompts))
     counts = torch.cat([torch.ones(1, len(prompts), dtype=torch.float64), counts.double()])
     of = torch.from_numpy(prompt_of)
@@ -84,28 +90,25 @@ def measure(
     if real is None:
         return told.result
     if len(real_rows) < 2:
-        for key in ("fid", "kid", "precision", "recall", "density", "coverage"):
+        for key in DISTANCES:
             told.undefined(key, f"{len(real_rows)} real films, at least two are needed")
         return told.result
-    name = next(iter(films.features))
-    x, y = films.features[name], real.features[name]
-    _distances(told, weights, torch.from_numpy(x[rows]), torch.from_numpy(y[real_rows]), seed)
-    _neighbours(told, counts, of, x, rows, y, real_rows, seed)
+    for name in films.features:
+        x, y = Rows(films.features[name], rows), Rows(real.features[name], real_rows)
+        is_first = name == next(iter(films.features))
+        of_model = told if is_first else _Told()
+        _distances(of_model, weights, x, y, seed)
+        _neighbours(of_model, counts, of, x, y, seed)
+        if not is_first:
+            told.result["other_features"][name] = of_model.result
     return told.result
 
 
 class _Told:
     """The numbers so far; the first of the B + 1 values of a key is the estimate, the others resamples."""
 
-    def __init__(self, num_images: int, num_prompts: int) -> None:
-        self.result: dict[str, Any] = {
-            "num_images": num_images,
-            "num_prompts": num_prompts,
-            "values": {},
-            "ci": {},
-            "undefined": {},
-            "auroc_per_finding": {},
-        }
+    def __init__(self) -> None:
+        self.result: dict[str, Any] = {"values": {}, "ci": {}, "undefined": {}}
 
     def add(self, key: str, values: Tensor, *, centred: bool = False) -> None:
         """``centred``: the resamples' mean is shifted to the estimate."""
@@ -211,9 +214,14 @@ def _diversity(
         told.add(key, counts[:, known] @ values / total)
 
 
-def _distances(told: _Told, weights: _Weights, x: Tensor, y: Tensor, seed: int) -> None:
-    pieces: Iterable[Tensor] = weights.pieces() if len(x) <= MOST_RESAMPLED else [torch.ones(1, len(x))]
-    told.add("fid", torch.cat([weighted_frechet(x, y, w) for w in pieces]), centred=True)
+def _distances(told: _Told, weights: _Weights, x: Rows, y: Rows, seed: int) -> None:
+    of_real = moments(y)
+    if len(x) <= MOST_RESAMPLED and min(x.shape) <= MOST_WIDE:
+        whole = x.take(np.arange(len(x)))
+        values = torch.cat([weighted_frechet(whole, of_real, w) for w in weights.pieces()])
+    else:
+        values = torch.tensor([moments_distance(moments(x), of_real)])
+    told.add("fid", values, centred=True)
     subset = min(KID_SUBSET, min(len(x), len(y)) // 2)
     if subset < 2:
         told.undefined("kid", "fewer than four films of a side, and a subset is half of them at most")
@@ -223,24 +231,15 @@ def _distances(told: _Told, weights: _Weights, x: Tensor, y: Tensor, seed: int) 
     told.result |= {"kid_sd": spread, "kid_subset": subset}
 
 
-def _neighbours(
-    told: _Told,
-    counts: Tensor,
-    of: Tensor,
-    x: np.ndarray,
-    rows: np.ndarray,
-    y: np.ndarray,
-    real_rows: np.ndarray,
-    seed: int,
-) -> None:
-    number = min(len(rows), len(real_rows), MOST_NEIGHBOURS)
+def _neighbours(told: _Told, counts: Tensor, of: Tensor, x: Rows, y: Rows, seed: int) -> None:
+    number = min(len(x), len(y), MOST_NEIGHBOURS)
     if number <= NEAREST_K:
         for key in ("precision", "recall", "density", "coverage"):
             told.undefined(key, f"{number} films of a side, more than k = {NEAREST_K} are needed")
         return
     generator = np.random.default_rng(seed)
-    mine, theirs = (np.sort(generator.choice(len(side), number, replace=False)) for side in (rows, real_rows))
-    found = prdc(torch.from_numpy(y[real_rows[theirs]]), torch.from_numpy(x[rows[mine]]))
+    mine, theirs = (np.sort(generator.choice(len(side), number, replace=False)) for side in (x, y))
+    found = prdc(y.take(theirs), x.take(mine))
     told.result |= {"prdc_images": number, "prdc_k": NEAREST_K}
     drawn = _Weights(counts, of[torch.from_numpy(mine)])
     told.add("precision", drawn.mean((found.num_balls > 0).double()))

@@ -3,6 +3,10 @@
 A shard is named by the digest of all that decides it: the files with size and time of change, their texts,
 the models, the size of the images. So a pass that was killed goes on where it was, and a changed file costs
 its own shard. A film that cannot be read is counted and left out; nothing stands in its place.
+
+The judges see every film at one size. A model of features beside theirs sees the film as it was read, at its
+own size, and has shards of its own: one more model judges nothing again. A film is read once for all that
+do not know it yet.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +33,15 @@ from cxrl.images.png import to_uint8
 from cxrl.images.read import read_image, resize
 from cxrl.images.unreadable import UnreadableImage
 from cxrl.metrics.alignment import alignment
+from cxrl.scorers.feature_models import FeatureModel
 from cxrl.storage.writing import replacing, write_tensors
 
 FORMAT = 1
 SHARD = 1024
 THUMBNAIL = 64
 MOST_NAMED = 5
+_JUDGES = ""
+"""In place of a model's name."""
 _COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "P", "PA")
 
 
@@ -85,7 +92,7 @@ def scan(
     judges: JudgeModels,
     *,
     models: str,
-    features: str,
+    features: Mapping[str, FeatureModel | None],
     image_size: int,
     cache: Path,
     option: str,
@@ -97,7 +104,7 @@ def scan(
         films: The set.
         judges: Models.
         models: What identifies them: their digests.
-        features: The name of the judges' feature model.
+        features: Name → model of features; None is the judges' own.
         image_size: Pixels a side that every film is brought to (whole centre) before it is judged.
         cache: Folder of the shards, its owner's alone: they hold small pictures of the films.
         option: What named the set, for messages.
@@ -106,19 +113,29 @@ def scan(
     Raises:
         CxrlError: Fewer than two films can be read, or a judge gives values that are not finite.
     """
-    shards, notes = [], []
-    digest = hashlib.sha256()
+    others = {name: model for name, model in features.items() if model is not None}
+    shards: dict[str, list[Path]] = {name: [] for name in (_JUDGES, *others)}
+    notes: list[dict[str, Any]] = []
     for start in range(0, len(films), SHARD):
         places = range(start, min(start + SHARD, len(films)))
-        key = _key(films, places, models, image_size)
-        digest.update(key.encode())
-        path = cache / f"{key}.safetensors"
-        told = _notes(path)
-        if told is None:
-            tensors, told = _judge_shard(films, places, judges, image_size, option)
-            write_tensors(path, tensors, metadata={"notes": json.dumps(told)}, private=True)
-        shards.append((start, path))
-        notes.append(told)
+        keys = {_JUDGES: _key(films, places, models, image_size)}
+        keys |= {name: _key(films, places, model.digest) for name, model in others.items()}
+        paths = {name: cache / f"{key}.safetensors" for name, key in keys.items()}
+        known: dict[str, Any] = {name: _notes(path) for name, path in paths.items()}
+        lacking = [name for name, told in known.items() if told is None]
+        while lacking:
+            wanted = {name: others[name] for name in lacking if name != _JUDGES}
+            shard = _Shard(films, judges if _JUDGES in lacking else None, wanted, image_size, option)
+            for name, tensors in shard.judge(places).items():
+                notes_of = {"notes": json.dumps(shard.told)}
+                write_tensors(paths[name], tensors, metadata=notes_of, private=True)
+                known[name] = shard.told
+            # What could be read at one time and not at another is read again, by all.
+            differ = any(told != shard.told for told in known.values())
+            lacking = list(paths) if differ else []
+        for name, path in paths.items():
+            shards[name].append(path)
+        notes.append(known[_JUDGES])
         scanned(len(places))
     count = sum(told["read"] for told in notes)
     unreadable: dict[str, tuple[int, tuple[str, ...]]] = {}
@@ -129,7 +146,7 @@ def scan(
     if count < 2:
         why = "; ".join(f"{reason}: {n} ({', '.join(names)})" for reason, (n, names) in unreadable.items())
         raise CxrlError(f"{option}: {count} of {len(films)} films can be read, expected at least two: {why}")
-    arrays = _assemble(shards, count, cache / digest.hexdigest()[:32])
+    arrays = _assemble(shards[_JUDGES], count, cache)
     rows = np.asarray(arrays["rows"])
     index = dict.fromkeys(films.prompts[row] or f"\0{row}" for row in rows.tolist())
     index = {prompt: place for place, prompt in enumerate(index)}
@@ -139,7 +156,10 @@ def scan(
         source=films,
         rows=rows,
         paths=tuple(films.paths[row] for row in rows.tolist()),
-        features={features: arrays["features"]},
+        features={
+            name: _assemble(shards[name], count, cache)["features"] if name in others else arrays["features"]
+            for name in features
+        },
         thumbnails=arrays["thumbnails"],
         labels=labels,
         findings=tuple(judges.findings),
@@ -154,15 +174,17 @@ def scan(
     )
 
 
-def _key(films: ImageSet, places: Sequence[int], models: str, image_size: int) -> str:
+def _key(films: ImageSet, places: Sequence[int], models: str, image_size: int | None = None) -> str:
+    """Of a shard of the judges; without ``image_size`` of a feature model, which reads no text."""
     content: list[Any] = [FORMAT, models, image_size, THUMBNAIL]
     for place in places:
         path = films.paths[place]
+        text = [] if image_size is None else [films.texts[place]]
         try:
             stat = path.stat()
-            content.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns, films.texts[place]])
+            content.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns, *text])
         except OSError:
-            content.append([str(path.absolute()), films.texts[place]])
+            content.append([str(path.absolute()), *text])
     return hashlib.sha256(json.dumps(content).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
@@ -177,31 +199,74 @@ def _notes(path: Path) -> dict[str, Any] | None:
         return None
 
 
-@torch.no_grad()
-def _judge_shard(
-    films: ImageSet, places: Sequence[int], judges: JudgeModels, image_size: int, option: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    told: dict[str, Any] = {"read": 0, "unreadable": {}, "sizes": {}, "colour": 0}
-    parts: list[dict[str, Tensor]] = []
-    for start in range(places[0], places[-1] + 1, JUDGE_BATCH):
-        images, kept = [], []
-        for place in range(start, min(start + JUDGE_BATCH, places[-1] + 1)):
-            path = films.paths[place]
+class _Shard:
+    """The films of a shard, read once for the judges (or None) and for the models that do not know them.
+
+    Attributes:
+        told: How many could be read, which could not, sizes, colours.
+    """
+
+    def __init__(
+        self,
+        films: ImageSet,
+        judges: JudgeModels | None,
+        models: Mapping[str, FeatureModel],
+        image_size: int,
+        option: str,
+    ) -> None:
+        self._films, self._judges, self._models = films, judges, models
+        self._image_size, self._option = image_size, option
+        self.told: dict[str, Any] = {"read": 0, "unreadable": {}, "sizes": {}, "colour": 0}
+        self._waiting: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in (_JUDGES, *models)}
+        self._parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in models}
+        if judges is not None:
+            self._parts[_JUDGES] = []
+
+    @torch.no_grad()
+    def judge(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
+        """_JUDGES and the names of the models → tensors by name."""
+        for place in places:
+            path = self._films.paths[place]
             try:
                 whole = read_image(path)
             except UnreadableImage as error:
-                told["unreadable"].setdefault(error.reason, []).append(path.name)
+                self.told["unreadable"].setdefault(error.reason, []).append(path.name)
                 continue
             size = f"{whole.shape[1]}×{whole.shape[2]}"
-            told["sizes"][size] = told["sizes"].get(size, 0) + 1
-            told["colour"] += _is_colour(path)
-            images.append(resize(whole, (image_size, image_size)))
-            kept.append(place)
-        if kept:
-            parts.append(_judge_batch(torch.stack(images), kept, films, judges, option))
-    told["read"] = sum(len(part["rows"]) for part in parts)
-    keys = parts[0] if parts else {}
-    return {key: torch.cat([part[key] for part in parts]) for key in keys}, told
+            self.told["read"] += 1
+            self.told["sizes"][size] = self.told["sizes"].get(size, 0) + 1
+            self.told["colour"] += _is_colour(path)
+            if self._judges is not None:
+                image = resize(whole, (self._image_size, self._image_size))
+                self._wait(_JUDGES, place, image, JUDGE_BATCH)
+            for name, model in self._models.items():
+                self._wait(name, place, model.prepare(whole), model.batch_size)
+        for name in self._waiting:
+            self._see(name)
+        return {
+            name: {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
+            for name, parts in self._parts.items()
+        }
+
+    def _wait(self, name: str, place: int, image: Tensor, most: int) -> None:
+        self._waiting[name].append((place, image))
+        if len(self._waiting[name]) == most:
+            self._see(name)
+
+    def _see(self, name: str) -> None:
+        waiting = self._waiting[name]
+        if not waiting:
+            return
+        kept, images = [place for place, _ in waiting], torch.stack([image for _, image in waiting])
+        waiting.clear()
+        if name != _JUDGES:
+            features = self._models[name].features(images).float().cpu()
+            _check_finite({f"features of {name}": features}, kept, self._films, self._option)
+            found = {"features": features}
+        else:
+            assert self._judges is not None
+            found = _judge_batch(images, kept, self._films, self._judges, self._option)
+        self._parts[name].append(found)
 
 
 def _judge_batch(
@@ -213,12 +278,7 @@ def _judge_batch(
         "probability": judges.classify(images.clone()).float().cpu(),
         "features": judges.features(images.clone()).float().cpu(),
     }
-    for name, value in values.items():
-        bad = (~value.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise CxrlError(
-                f"{option}: a judge gives {name} that are not finite for {films.paths[kept[bad[0]]]}"
-            )
+    _check_finite(values, kept, films, option)
     consistency = torch.full((len(kept),), torch.nan)
     told = [n for n, place in enumerate(kept) if films.texts[place]]
     if told:
@@ -235,6 +295,15 @@ def _judge_batch(
     }
 
 
+def _check_finite(values: Mapping[str, Tensor], kept: Sequence[int], films: ImageSet, option: str) -> None:
+    for name, value in values.items():
+        bad = (~value.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise CxrlError(
+                f"{option}: a judge gives {name} that are not finite for {films.paths[kept[bad[0]]]}"
+            )
+
+
 def _is_colour(path: Path) -> bool:
     try:
         with Image.open(path) as file:
@@ -243,11 +312,12 @@ def _is_colour(path: Path) -> bool:
         return False
 
 
-def _assemble(shards: Sequence[tuple[int, Path]], count: int, folder: Path) -> dict[str, np.ndarray]:
-    """Name → memory map of all shards one after the other."""
+def _assemble(shards: Sequence[Path], count: int, cache: Path) -> dict[str, np.ndarray]:
+    """Name → memory map of all shards one after the other; made anew where a shard was."""
+    folder = cache / hashlib.sha256("".join(path.stem for path in shards).encode()).hexdigest()[:32]
     arrays: dict[str, np.ndarray] = {}
     names: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-    for _, path in shards:
+    for path in shards:
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118
                 first = file.get_tensor(name)
@@ -256,11 +326,11 @@ def _assemble(shards: Sequence[tuple[int, Path]], count: int, folder: Path) -> d
             break
     for name, (shape, dtype) in names.items():
         target = folder / f"{name}.npy"
-        if not target.is_file():
+        if not target.is_file() or len(np.load(target, mmap_mode="r")) != count:
             with replacing(target, private=True) as partial:
                 whole = np.lib.format.open_memmap(partial, "w+", dtype, (count, *shape))
                 place = 0
-                for _, path in shards:
+                for path in shards:
                     with safe_open(path, "np") as file:
                         if name in file.keys():  # noqa: SIM118
                             rows = file.get_tensor(name)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cxrl.image_sets.measure import KEYS
+from cxrl.image_sets.measure import DISTANCES, KEYS
 from cxrl.tables import format_table
 
 _COLUMNS = {
@@ -20,6 +20,7 @@ _COLUMNS = {
     "Alignment_score": "consistency",
 }
 """The columns of CheXGenBench's results, and whose numbers are here."""
+_NONE: dict[str, Any] = {"values": {}}
 _SIDES = ("generated", "held_out")
 
 
@@ -38,10 +39,29 @@ def scores_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
     ]
 
 
+def feature_rows(scores: Mapping[str, Any], name: str) -> list[tuple[str, str, str, str]]:
+    """As :func:`scores_rows`, the distances in the features of another model; real films have none alone."""
+    equal = [scores["equal_numbers"][side]["other_features"] for side in ("generated", "real")]
+    ours, theirs = (side.get(name, _NONE) for side in equal)
+    return [
+        (
+            key,
+            _with_interval(scores["generated"]["other_features"][name], key),
+            _value(ours, key),
+            _value(theirs, key),
+        )
+        for key in DISTANCES
+    ]
+
+
 def scores_text(scores: Mapping[str, Any]) -> str:
     """A table for the terminal."""
     table = format_table(scores_rows(scores), header=_header(scores), right=range(1, 5))
     lines = [_title(scores), table, _judged_by(scores)]
+    for name in scores["generated"]["other_features"]:
+        header = (name, *_header(scores)[1:2], *_header(scores)[3:])
+        lines += [format_table(feature_rows(scores, name), header=header, right=range(1, 4))]
+        lines += [f"{_features(scores, name)}."]
     if scores["memorisation"]:
         lines.append(_reidentified(scores["memorisation"]))
     return "\n".join(lines)
@@ -57,6 +77,12 @@ def scores_markdown(scores: Mapping[str, Any]) -> str:
     undefined = scores["generated"]["undefined"]
     lines += [f"- {key} is undefined: {reason}" for key, reason in undefined.items()]
     lines += [f"- {warning}" for warning in scores["warnings"]]
+    for name, other in scores["generated"]["other_features"].items():
+        header = ("", *_header(scores)[1:2], *_header(scores)[3:])
+        lines += ["", f"## Features: {name}", "", f"{_features(scores, name)}.", ""]
+        lines += _markdown_table(header, feature_rows(scores, name))
+        lines += [""] * bool(other["undefined"])
+        lines += [f"- {key} is undefined: {reason}" for key, reason in other["undefined"].items()]
     auroc = scores["generated"]["auroc_per_finding"]
     if auroc:
         rows = [(n, str(a["positive"]), str(a["negative"]), _number(a["value"])) for n, a in auroc.items()]
@@ -64,24 +90,33 @@ def scores_markdown(scores: Mapping[str, Any]) -> str:
     parts = {"finding": scores["per_finding"] or []} | (scores["subgroups"] or {})
     for name, of in parts.items():
         if of:
-            lines += ["", f"## By {name}", "", *_parts(name, of)]
+            lines += ["", f"## By {name}", "", *_parts(name, of, KEYS)]
+            for other in scores["generated"]["other_features"]:
+                those = [part | part.get("other_features", {}).get(other, {}) for part in of]
+                lines += ["", f"### By {name}, features: {other}", "", *_parts(name, those, DISTANCES)]
     if scores["memorisation"]:
         lines += ["", "## Memorisation", "", *_memorisation(scores["memorisation"])]
     return "\n".join(lines) + "\n"
 
 
 def scores_csv(scores: Mapping[str, Any]) -> str:
-    """A row of all films, and one a finding, with CheXGenBench's columns and the numbers of images."""
+    """A row of all films, and one a finding, with CheXGenBench's columns and the numbers of images; the same
+    for every other model of features, whose name is the "Extra Info".
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*_COLUMNS, "Extra Info", "Pathology", "Num Generated", "Num Real"])
     real = scores["sets"]["real"]["num_images"]
     rows = [("", scores["generated"], scores["generated"]["num_images"], real)]
     rows += [(p["finding"], p, p["num_generated"], p["num_real"]) for p in scores["per_finding"] or []]
-    for name, part, *numbers in rows:
-        values = part.get("values", {})
-        cells = ["" if values.get(key) is None else repr(values[key]) for key in _COLUMNS.values()]
-        writer.writerow([*cells, scores["features"], name, *numbers])
+    for model in (scores["features"], *scores["generated"]["other_features"]):
+        for name, part, *numbers in rows:
+            of = part.get("values", {})
+            if model != scores["features"]:
+                of = of | dict.fromkeys(DISTANCES)
+                of |= part.get("other_features", {}).get(model, _NONE)["values"]
+            cells = ["" if of.get(key) is None else repr(of[key]) for key in _COLUMNS.values()]
+            writer.writerow([*cells, model, name, *numbers])
     return file.getvalue()
 
 
@@ -99,7 +134,14 @@ def _title(scores: Mapping[str, Any]) -> str:
 
 def _judged_by(scores: Mapping[str, Any]) -> str:
     who = ", ".join(dict.fromkeys(map(str, scores["judges"].values())))
-    return f"Judges: {who}. Features: {scores['features']}. Films at {scores['image_size']} px."
+    features = _features(scores, scores["features"])
+    return f"Judges: {who}. Features: {features}. Films at {scores['image_size']} px."
+
+
+def _features(scores: Mapping[str, Any], name: str) -> str:
+    """The name of a model of features, and what it is; the judges' own is named by them."""
+    told = scores["feature_models"][name]
+    return name if told is None else f"{name}, {told['description']}"
 
 
 def _header(scores: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,13 +149,13 @@ def _header(scores: Mapping[str, Any]) -> tuple[str, ...]:
     return ("", "generated [95 %]", "real", f"generated, {number}", f"real, {number}")
 
 
-def _parts(name: str, parts: list[dict[str, Any]]) -> list[str]:
+def _parts(name: str, parts: list[dict[str, Any]], keys: Sequence[str]) -> list[str]:
     rows = []
     for part in parts:
-        cells = [_value(part, key) if "values" in part else "-" for key in KEYS]
+        cells = [_value(part, key) if "values" in part else "-" for key in keys]
         label = part.get("finding", part.get("value", "")) or "(blank)"
         rows.append((label, str(part["num_generated"]), str(part["num_real"]), *cells))
-    return _markdown_table((name, "generated", "real", *KEYS), rows)
+    return _markdown_table((name, "generated", "real", *keys), rows)
 
 
 def _reidentified(told: Mapping[str, Any]) -> str:

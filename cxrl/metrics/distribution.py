@@ -5,15 +5,59 @@ Fréchet distance (Heusel et al. 2017, arXiv 1706.08500), between Gaussians fitt
 It is biased upwards by about 1/N (Bińkowski et al. 2018, arXiv 1801.01401): compare only values of equal N
 and backbone.
 Kernel distance (KID, ibid.): the unbiased squared MMD with the kernel (x·y / D + 1)³.
+
+All of it in float64. Of sets given as :class:`~cxrl.metrics.rows.Rows` no more is in memory than a block of
+rows, a subset, or the D × D covariances.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from cxrl.metrics.rows import Rows
+
+_WORK = 2**29
+"""Bytes of all resamples that are worked on at once."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a set of features.
+
+    Attributes:
+        mean: float64 [D].
+        covariance: float64 [D, D], divided by one less than the number of rows.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(features: Tensor | Rows) -> Moments:
+    """Mean and covariance of features [N, D], N ≥ 2, in two passes over blocks of rows."""
+    rows = _rows("features", features)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for block in rows.blocks():
+        total += block.sum(0)
+    mean = total / len(rows)
+    squares = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for block in rows.blocks():
+        block -= mean
+        squares.addmm_(block.T, block)
+    return Moments(mean, squares / (len(rows) - 1))
+
+
+def moments_distance(a: Moments, b: Moments) -> float:
+    """Fréchet distance between the Gaussians of two sets of one backbone."""
+    root = _psd_root(b.covariance)
+    cross = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp_min(0.0).sqrt().sum()
+    value = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2.0 * cross
+    return max(0.0, float(value))
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
@@ -30,24 +74,26 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     return float(weighted_frechet(features, reference, ones)[0])
 
 
-def weighted_frechet(features: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+def weighted_frechet(features: Tensor, reference: Tensor | Moments, weights: Tensor) -> Tensor:
     """Fréchet distances of B reweighted versions of ``features`` to ``reference``.
 
     Args:
-        features: [N, D].
-        reference: [R, D].
+        features: [N, D], held in memory.
+        reference: [R, D], or its moments.
         weights: [B, N] multiplicity of every row of features, as of a bootstrap resample; sums ≥ 2.
 
     Returns:
         float64 [B].
     """
-    x, y = _matrix("features", features), _matrix("reference", reference)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"features have {x.shape[1]} columns, the reference has {y.shape[1]}: another backbone?"
-        )
-    cov_y = torch.cov(y.T).reshape(y.shape[1], y.shape[1])
-    gap = x.mean(0) - y.mean(0)
+    x = _matrix("features", features)
+    if isinstance(reference, Tensor):
+        y = _matrix("reference", reference)
+        reference = Moments(y.mean(0), torch.cov(y.T).reshape(y.shape[1], y.shape[1]))
+    width = len(reference.mean)
+    if x.shape[1] != width:
+        raise ValueError(f"features have {x.shape[1]} columns, the reference has {width}: another backbone?")
+    cov_y = reference.covariance
+    gap = x.mean(0) - reference.mean
     x = x - x.mean(0)
     # tr (C_x C_y)^½ = Σ √λ with λ the eigenvalues of R C_x R, R = C_y^½, or, as C_x = Zᵀ Z, of Z C_y Zᵀ: the
     # smaller of the two, and no complex matrix square root.
@@ -71,24 +117,34 @@ def weighted_frechet(features: Tensor, reference: Tensor, weights: Tensor) -> Te
         return (gap + mean).square().sum(1) + trace
 
     pieces = weights.to("cpu", torch.float64).split(max(1, 2**20 // x.numel()))
-    return torch.cat(_side_by_side(of, pieces)).clamp_min(0.0)
+    # A resample of one piece holds its rows three times over, or that many N × N matrices.
+    each = 24 * len(pieces[0]) * max(x.numel(), len(x) ** 2 if wide else 0) if pieces else 1
+    return torch.cat(_side_by_side(of, pieces, _WORK // max(1, each))).clamp_min(0.0)
 
 
-def _side_by_side(function: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
+def _side_by_side(function: Callable[[Tensor], Tensor], pieces: Sequence[Tensor], most: int) -> list[Tensor]:
     """A function of every piece, each on one thread: for eigenvalues of many small matrices torch's own
-    threads take half as long again as one.
+    threads take half as long again as one. Where no two fit beside each other, one with all threads.
     """
     threads = torch.get_num_threads()
+    workers = min(threads, most)
+    if workers < 2:
+        return [function(piece) for piece in pieces]
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(function, pieces))
     finally:
         torch.set_num_threads(threads)
 
 
 def kernel_distance(
-    features: Tensor, reference: Tensor, *, subset_size: int, num_subsets: int = 50, seed: int = 0
+    features: Tensor | Rows,
+    reference: Tensor | Rows,
+    *,
+    subset_size: int,
+    num_subsets: int = 50,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Kernel distance: mean and standard deviation over random subsets.
 
@@ -102,7 +158,7 @@ def kernel_distance(
     Raises:
         ValueError: The subsets would be the whole set, whose spread means nothing.
     """
-    x, y = _matrix("features", features), _matrix("reference", reference)
+    x, y = _rows("features", features), _rows("reference", reference)
     smallest = min(x.shape[0], y.shape[0])
     if not 2 <= subset_size < smallest:
         raise ValueError(
@@ -113,8 +169,7 @@ def kernel_distance(
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(num_subsets):
-        a = x[torch.randperm(x.shape[0], generator=generator)[:subset_size]]
-        b = y[torch.randperm(y.shape[0], generator=generator)[:subset_size]]
+        a, b = (side.take(torch.randperm(len(side), generator=generator)[:subset_size]) for side in (x, y))
         values.append(_unbiased_mmd(a, b))
     result = torch.tensor(values, dtype=torch.float64)
     return float(result.mean()), float(result.std())
@@ -131,6 +186,12 @@ def _psd_root(matrix: Tensor) -> Tensor:
     """The symmetric square root of a covariance; eigenvalues that rounding made negative count as 0."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+
+
+def _rows(name: str, value: Tensor | Rows) -> Rows:
+    if len(value.shape) != 2 or len(value) < 2:
+        raise ValueError(f"{name}: expected at least two rows [N, D], got shape {tuple(value.shape)}")
+    return value if isinstance(value, Rows) else Rows(value)
 
 
 def _matrix(name: str, value: Tensor) -> Tensor:

@@ -256,14 +256,17 @@ def phantom_models(config: Config) -> list[str]:
     return [f"{', '.join(names)}: models of the phantom, which mean nothing on films (docs/rewards.md)"]
 
 
-def parse_digests(entries: Iterable[str], section: str) -> dict[str, str]:
-    """``("diagnosis=HEX", …)`` as task → lower-case digest. Raises CxrlError where one is malformed."""
+def parse_digests(entries: Iterable[str], section: str, more: Collection[str] = ()) -> dict[str, str]:
+    """``("diagnosis=HEX", …)`` as task, or name in ``more``, → lower-case digest. Raises CxrlError where one
+    is malformed.
+    """
     digests = {}
+    names = (*TASKS, *more)
     for entry in entries:
         task, _, digest = entry.partition("=")
-        if task not in TASKS or len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
+        if task not in names or len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
             raise CxrlError(
-                f"{section}.sha256: {entry!r} is not TASK=DIGEST, one of {', '.join(TASKS)} and 64 hex digits"
+                f"{section}.sha256: {entry!r} is not TASK=DIGEST, one of {', '.join(names)} and 64 hex digits"
             )
         digests[task] = digest.lower()
     return digests

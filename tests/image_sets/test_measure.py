@@ -120,8 +120,8 @@ def test_without_resamples_there_are_no_intervals() -> None:
 def test_of_a_scan(tables: tuple[Path, Path], pixels: Any, tmp_path: Path) -> None:
     scans = [
         scan(
-            open_set(path, "--real"), pixels, models="m", features="f", image_size=64, cache=tmp_path / "s",
-            option="--real",
+            open_set(path, "--real"), pixels, models="m", features={"f": None}, image_size=64,
+            cache=tmp_path / "s", option="--real",
         )
         for path in tables
     ]  # fmt: skip

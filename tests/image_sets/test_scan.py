@@ -25,7 +25,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def scan_of(path: Path, pixels: Any, **changed: Any) -> Scanned:
     ask = {
         "models": "m",
-        "features": "pixels",
+        "features": {"pixels": None},
         "image_size": 64,
         "cache": path.parent / "scan",
         "option": "--real",
@@ -107,7 +107,7 @@ def test_one_readable_film_is_refused(tmp_path: Path, pixels: Any) -> None:
         (tmp_path / f"{name}.png").write_bytes(b"")
     with pytest.raises(CxrlError, match=r"--real: 0 of 3 films can be read.*a\.png, b\.png"):
         scan(
-            open_set(tmp_path, "--real"), pixels, models="m", features="p", image_size=64,
+            open_set(tmp_path, "--real"), pixels, models="m", features={"p": None}, image_size=64,
             cache=tmp_path / "scan", option="--real",
         )  # fmt: skip
 

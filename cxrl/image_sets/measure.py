@@ -17,7 +17,7 @@ from cxrl.metrics.distribution import kernel_distance, moments, moments_distance
 from cxrl.metrics.diversity import ms_ssim
 from cxrl.metrics.posture import pose_sd, posture_score
 from cxrl.metrics.prdc import NEAREST_K, prdc
-from cxrl.metrics.rows import Rows
+from cxrl.metrics.rows import Rows, opened
 
 DISTANCES = ("fid", "kid", "precision", "recall", "density", "coverage")
 """What is measured in the features of a model."""
@@ -201,9 +201,8 @@ def _diversity(
     for start in range(0, len(pairs), 16):
         of, a, b = np.array(pairs[start : start + 16]).T
         # As floats first: differences of bytes wrap.
-        x, y = (
-            torch.from_numpy(films.thumbnails[side].astype(np.float32) / 255.0)[:, None] for side in (a, b)
-        )
+        thumbnails = opened(films.thumbnails)
+        x, y = (torch.from_numpy(thumbnails[side].astype(np.float32) / 255.0)[:, None] for side in (a, b))
         np.add.at(similar, of, ms_ssim(x, y).numpy())
         np.add.at(distance, of, (x - y).square().mean((1, 2, 3)).sqrt().numpy())
         np.add.at(number, of, 1)

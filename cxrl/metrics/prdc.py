@@ -103,7 +103,7 @@ def kth_distance(features: Tensor, k: int) -> Tensor:
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of ``a`` and their float64 distances to all of ``b``."""
     b = b.detach().to("cpu", torch.float64)
-    size = max(1, min(_BLOCK, 2**25 // max(1, len(b))))
+    size = max(1, min(_BLOCK, 2**23 // max(1, len(b))))
     for start in range(0, len(a), size):
         rows = slice(start, min(start + size, len(a)))
         part = a[rows].detach().to("cpu", torch.float64)

@@ -43,7 +43,7 @@ class Rows:
         found = torch.empty(len(wanted), self.shape[1], dtype=torch.float64)
         for start in range(0, len(wanted), _BLOCK):
             part = wanted[start : start + _BLOCK]
-            values = torch.from_numpy(self._opened()[self._rows[part]].astype(np.float64))
+            values = torch.from_numpy(opened(self._matrix)[self._rows[part]].astype(np.float64))
             bad = (~values.isfinite()).any(1)
             if bool(bad.any()):
                 raise ValueError(f"row {int(part[int(bad.nonzero()[0])])} is not finite")
@@ -55,8 +55,11 @@ class Rows:
         for start in range(0, len(self), _BLOCK):
             yield self.take(np.arange(start, min(start + _BLOCK, len(self))))
 
-    def _opened(self) -> np.ndarray:
-        matrix = self._matrix
-        if not isinstance(matrix, np.memmap) or not isinstance(matrix.base, mmap.mmap):
-            return matrix  # no map, or a part of one, which does not know where it begins
-        return np.memmap(matrix.filename, matrix.dtype, "r", matrix.offset, matrix.shape)
+
+def opened(matrix: np.ndarray) -> np.ndarray:
+    """A memory map opened anew, so that what is read through it is in memory no longer than it is; any other
+    array as it is.
+    """
+    if not isinstance(matrix, np.memmap) or not isinstance(matrix.base, mmap.mmap):
+        return matrix  # no map, or a part of one, which does not know where it begins
+    return np.memmap(matrix.filename, matrix.dtype, "r", matrix.offset, matrix.shape)

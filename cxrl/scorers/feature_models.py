@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ recorded it in public repositories.
 """
 RAD_DINO = {"model_type": "dinov2", "hidden_size": 768}
 """What the configuration of microsoft/rad-dino says."""
+_PROCESSOR = "preprocessor_config.json"
 _BATCH = 16
 
 
@@ -110,7 +112,7 @@ class RadDinoFeatures:
 
         what = f"{_option(self.name)}: cannot load {path}"
         expected = "expected a folder of microsoft/rad-dino"
-        names = ("config.json", "preprocessor_config.json", "model.safetensors")
+        names = ("config.json", _PROCESSOR, "model.safetensors")
         for name in names:
             if not (path / name).is_file():
                 raise CxrlError(f"{what}: there is no {name}; {expected} with {', '.join(names)}")
@@ -122,7 +124,7 @@ class RadDinoFeatures:
         files.check_values()
         self.digest = _folder_digest(path, names, what)
         self._network = files.load(torch.float32).requires_grad_(False)
-        self._processor = attempt(what, lambda: _processor(path))
+        self._processor = attempt(what, lambda: _processor(path, expected))
         self.num_features = int(config.hidden_size)
         blank = attempt(what, lambda: self.prepare(torch.zeros(1, 2, 2)))
         if blank.ndim != 3 or len(blank) != 3:
@@ -257,9 +259,14 @@ def _option(name: str) -> str:
     return f"--features {name}"
 
 
-def _processor(path: Path) -> Any:
+def _processor(path: Path, expected: str) -> Any:
+    """Raises CxrlError where the library would put a number of its own in place of one that is not there."""
     import transformers
 
+    said = json.loads((path / _PROCESSOR).read_text(encoding="utf-8"))
+    for key in ("size", "image_mean", "image_std"):
+        if key not in said:
+            raise CxrlError(f"{_PROCESSOR} has no {key}; {expected}")
     with quiet():
         return transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
 

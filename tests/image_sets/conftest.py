@@ -44,6 +44,28 @@ def pixels() -> Pixels:
     return Pixels()
 
 
+class Corner:
+    """A feature model that sees the corners of the film as it was read, before any resizing."""
+
+    name, description, num_features, batch_size = "corner", "corners of the film, 4 wide", 4, 5
+
+    def __init__(self, digest: str = "corner") -> None:
+        self.digest, self.seen, self.shapes = digest, 0, set[tuple[int, ...]]()
+
+    def prepare(self, film: Tensor) -> Tensor:
+        self.shapes.add(tuple(film.shape))
+        return film[0, -2:, -2:]
+
+    def features(self, prepared: Tensor) -> Tensor:
+        self.seen += len(prepared)
+        return prepared.flatten(1)
+
+
+@pytest.fixture
+def corner() -> Corner:
+    return Corner()
+
+
 @pytest.fixture
 def panel(pixels: Pixels) -> Panel:
     return Panel(pixels, "pixels", "pixels", {})  # type: ignore[arg-type]

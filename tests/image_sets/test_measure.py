@@ -12,7 +12,7 @@ from prdc import compute_prdc
 from scipy.linalg import sqrtm
 from sklearn.metrics import roc_auc_score
 
-from cxrl.image_sets.measure import KEYS, measure
+from cxrl.image_sets.measure import DISTANCES, KEYS, measure
 from cxrl.image_sets.scan import Scanned, scan
 from cxrl.image_sets.sets import ImageSet, open_set
 from cxrl.metrics.classification import ranked_auroc
@@ -45,12 +45,15 @@ def numbers(a: Scanned, b: Scanned | None, bootstrap: int = 20) -> dict[str, Any
     return measure(a, np.arange(len(a)), b, np.arange(len(b or ())), seed=0, bootstrap=bootstrap)
 
 
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    cov_x, cov_y = np.cov(x.T), np.cov(y.T)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x + cov_y - 2 * sqrtm(cov_x @ cov_y).real)
+
+
 def test_frechet_distance_is_that_of_the_formula() -> None:
     a, b = made(60, 1), made(80, 2)
     x, y = (s.features["f"].astype(np.float64) for s in (a, b))
-    cov_x, cov_y = np.cov(x.T), np.cov(y.T)
-    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x + cov_y - 2 * sqrtm(cov_x @ cov_y).real)
-    assert numbers(a, b)["values"]["fid"] == pytest.approx(expected, rel=1e-5)
+    assert numbers(a, b)["values"]["fid"] == pytest.approx(frechet(x, y), rel=1e-5)
 
 
 def test_neighbours_are_those_of_the_package() -> None:
@@ -128,3 +131,32 @@ def test_of_a_scan(tables: tuple[Path, Path], pixels: Any, tmp_path: Path) -> No
     found = numbers(*scans)
     assert found["num_images"] == 24
     assert all(found["values"][key] is not None for key in KEYS)
+
+
+def test_every_model_of_features_has_its_own_distances() -> None:
+    a, b = made(60, 1), made(60, 2)
+    alone = numbers(a, b)
+    for films, seed in ((a, 5), (b, 6)):
+        wide = np.random.default_rng(seed).normal(size=(60, 90)).astype(np.float32)
+        films.features["wide"] = wide + np.float32(0.1 * seed)
+    both = numbers(a, b)
+    other = both["other_features"]["wide"]
+    assert (both["values"], both["ci"]) == (alone["values"], alone["ci"])
+    x, y = (s.features["wide"].astype(float) for s in (a, b))
+    assert other["values"]["fid"] == pytest.approx(frechet(x, y), rel=1e-5)
+    expected = compute_prdc(y, x, nearest_k=5)
+    assert {key: other["values"][key] for key in expected} == pytest.approx(expected)
+    assert set(other["values"]) == set(DISTANCES)
+    low, high = other["ci"]["fid"]
+    assert low <= other["values"]["fid"] <= high
+
+
+@pytest.mark.parametrize("bound", ["MOST_RESAMPLED", "MOST_WIDE"])
+def test_without_resamples_the_distance_is_the_same(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    a, b = made(60, 1), made(80, 2)
+    resampled = numbers(a, b)
+    monkeypatch.setattr(f"cxrl.image_sets.measure.{bound}", 5)
+    found = numbers(a, b)
+    assert found["values"]["fid"] == pytest.approx(resampled["values"]["fid"], rel=1e-6)
+    assert found["ci"]["fid"] == [None, None]
+    assert None not in resampled["ci"]["fid"]

@@ -116,3 +116,77 @@ def test_a_judge_that_is_not_finite_is_refused(tables: tuple[Path, Path], pixels
     pixels.features = lambda images: torch.full((len(images), 4), torch.nan)
     with pytest.raises(CxrlError, match=r"features that are not finite for .*00\.png"):
         scan_of(tables[0], pixels)
+
+
+def test_a_feature_model_sees_films_as_they_were_read(
+    tables: tuple[Path, Path], pixels: Any, corner: Any
+) -> None:
+    first = tables[0].parent / "00.png"
+    large = Image.open(first).resize((300, 200))
+    large.save(first)
+    found = scan_of(tables[0], pixels, features={"corner": corner, "pixels": None})
+    assert list(found.features) == ["corner", "pixels"]
+    assert corner.shapes == {(1, 200, 300), (1, 64, 64)}
+    for row in (0, 9, 23):
+        film = np.asarray(Image.open(found.paths[row]))[-2:, -2:].ravel() / 255
+        assert found.features["corner"][row] == pytest.approx(film, abs=1e-6)
+
+
+def test_one_more_feature_model_judges_nothing_again(
+    tables: tuple[Path, Path], pixels: Any, corner: Any
+) -> None:
+    before = scan_of(tables[0], pixels)
+    both = {"pixels": None, "corner": corner}
+    found = scan_of(tables[0], pixels, features=both)
+    assert (pixels.seen, corner.seen) == (24, 24)
+    assert np.array_equal(before.features["pixels"], found.features["pixels"])
+    scan_of(tables[0], pixels, features=both)
+    scan_of(tables[0], pixels, features={"corner": corner})
+    assert (pixels.seen, corner.seen) == (24, 24)
+    scan_of(tables[0], pixels, features=both, models="others")
+    assert (pixels.seen, corner.seen) == (48, 24)
+    other = type(corner)("another file")
+    scan_of(tables[0], pixels, features={"corner": other})
+    assert (pixels.seen, other.seen) == (48, 24)
+
+
+def test_size_and_texts_are_the_judges_alone(tables: tuple[Path, Path], pixels: Any, corner: Any) -> None:
+    both = {"pixels": None, "corner": corner}
+    scan_of(tables[0], pixels, features=both)
+    scan_of(tables[0], pixels, features=both, image_size=48)
+    tables[0].write_text(tables[0].read_text().replace(",F,", ",X,").replace('"', '"New. ', 1))
+    scan_of(tables[0], pixels, features=both)
+    assert (pixels.seen, corner.seen) == (24 + 24 + 8, 24)
+
+
+def test_films_are_opened_once_for_all_models(
+    tables: tuple[Path, Path], pixels: Any, corner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read = [], scanning.read_image
+    monkeypatch.setattr(scanning, "read_image", lambda path: (opened.append(path), read(path))[1])
+    scan_of(tables[0], pixels, features={"pixels": None, "corner": corner})
+    assert len(opened) == len(set(opened)) == 24
+
+
+def test_a_film_that_only_one_of_the_models_could_read_is_read_again_by_all(
+    tables: tuple[Path, Path], pixels: Any, corner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = scanning.read_image
+
+    def locked(path: Path) -> Any:
+        return read(path if path.name != "03.png" else path.with_name("absent.png"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning, "read_image", locked)
+        assert len(scan_of(tables[0], pixels)) == 23
+    found = scan_of(tables[0], pixels, features={"pixels": None, "corner": corner})
+    assert len(found) == len(found.features["corner"]) == len(found.features["pixels"]) == 24
+    assert found.unreadable == {}
+
+
+def test_features_that_are_not_finite_name_model_and_film(
+    tables: tuple[Path, Path], pixels: Any, corner: Any
+) -> None:
+    corner.features = lambda prepared: torch.full((len(prepared), 4), torch.inf)
+    with pytest.raises(CxrlError, match=r"features of corner that are not finite for .*00\.png"):
+        scan_of(tables[0], pixels, features={"pixels": None, "corner": corner})

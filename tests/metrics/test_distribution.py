@@ -1,9 +1,17 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from cxrl.metrics.distribution import frechet_distance, kernel_distance, weighted_frechet
+from cxrl.metrics.distribution import (
+    frechet_distance,
+    kernel_distance,
+    moments,
+    moments_distance,
+    weighted_frechet,
+)
+from cxrl.metrics.rows import Rows
 
 
 def whitened(n, d, seed):
@@ -124,3 +132,49 @@ def test_kernel_distance_is_unbiased():
 def test_kernel_distance_refuses_the_whole_set():
     with pytest.raises(ValueError, match="subset_size 8: expected 2 or more and fewer than the 8 images"):
         kernel_distance(torch.randn(8, 2), torch.randn(9, 2), subset_size=8)
+
+
+@pytest.mark.parametrize("width", [1, 5, 60])
+def test_moments_in_blocks_are_those_of_the_whole(width):
+    generator = torch.Generator().manual_seed(12)
+    x, y = (torch.randn(2300, width, generator=generator) * 3 + 1e3 for _ in range(2))
+    of_x = moments(Rows(x))
+    torch.testing.assert_close(of_x.mean, x.double().mean(0), rtol=1e-12, atol=0)
+    whole = torch.cov(x.double().T).reshape(width, width)
+    torch.testing.assert_close(of_x.covariance, whole, rtol=1e-9, atol=1e-9)
+    assert moments_distance(of_x, moments(y)) == pytest.approx(frechet_distance(x, y), rel=1e-6)
+    assert moments_distance(of_x, of_x) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_moments_as_a_reference_change_nothing():
+    x, y = (torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in (30, 40))
+    ones = torch.ones(1, 30)
+    assert weighted_frechet(x, moments(y), ones) == pytest.approx(weighted_frechet(x, y, ones), rel=1e-9)
+
+
+def test_resamples_that_do_not_fit_beside_each_other_are_the_same(monkeypatch):
+    x, y = (torch.randn(40, 6, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+    weights = torch.randint(0, 3, (9, 40), generator=torch.Generator().manual_seed(3)).double()
+    beside = weighted_frechet(x, y, weights)
+    monkeypatch.setattr("cxrl.metrics.distribution._WORK", 1)
+    torch.testing.assert_close(weighted_frechet(x, y, weights), beside, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [3, 2048])
+def test_kernel_distance_is_torch_fidelitys(width, tmp_path):
+    """One subset after another, by the code of https://arxiv.org/abs/1801.01401 that torch-fidelity keeps."""
+    from torch_fidelity.metric_kid import kernel_mmd
+
+    x, y = (np.random.default_rng(n).gamma(2.0, size=(90 + n, width)).astype(np.float32) for n in (1, 2))
+    for name, side in (("x", x), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", side)
+    maps = [Rows(np.load(tmp_path / f"{name}.npy", mmap_mode="r")) for name in "xy"]
+    generator, expected = torch.Generator().manual_seed(5), []
+    for _ in range(4):
+        a, b = (side[torch.randperm(len(side), generator=generator)[:70].numpy()] for side in (x, y))
+        settings = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
+        settings |= {"kid_kernel_poly_coef0": 1.0, "verbose": False}
+        expected.append(kernel_mmd(a.astype(float), b.astype(float), **settings))
+    mean, std = kernel_distance(*maps, subset_size=70, num_subsets=4, seed=5)
+    assert mean == pytest.approx(np.mean(expected), rel=1e-5)
+    assert std == pytest.approx(np.std(expected, ddof=1), rel=1e-5)

@@ -11,6 +11,7 @@ from PIL import Image
 from cxrl.data.phantom.films import corpus
 from cxrl.evaluate import main as evaluate
 from cxrl.images.png import to_uint8
+from cxrl.scorers.choice import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,19 @@ def test_folders_are_judged(films: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert all(p.stat().st_mode & 0o077 == 0 for p in out.rglob("*"))
 
 
+def test_features_of_another_model_stand_beside_the_judges(
+    films: Path, tmp_path: Path, densenet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = file_sha256(densenet)
+    argv = ["--generated", str(films / "a"), "--real", str(films / "b"), "--bootstrap", "3"]
+    argv += ["--out", str(tmp_path / "scores"), "--features", f"judge,densenet={densenet}"]
+    assert evaluate([*argv, "--sha256", f"densenet={digest}"]) == 0
+    assert "torchxrayvision DenseNet-121 densenet.pt, 1024 wide, 224 px" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scores["feature_models"]["densenet"]["digest"] == digest
+    assert scores["generated"]["other_features"]["densenet"]["values"]["fid"] > 0
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -67,6 +81,14 @@ def test_folders_are_judged(films: Path, tmp_path: Path, capsys: pytest.CaptureF
         ("--generated a --real b --subgroups sex,sex --out o", "list of different names"),
         ("--generated a --real b --out a/00.png", "a/00.png"),
         ("--generated a --real b --image-size 4 --out o", "at least 16"),
+        ("--generated a --real b --features raddino=a --out o", "'raddino' is no feature model"),
+        ("--generated a --real b --features rad-dino=a --out o", "a: there is no config.json; expected a"),
+        ("--generated a --real b --features inception=b/00.png --out o", "b/00.png is a pickle and not one"),
+        (
+            "--generated a --real b --features densenet=nowhere --out o",
+            "nowhere is no file, expected the wei",
+        ),
+        ("--run r --features judge --out o", "--run and --features do not go together"),
     ],
 )
 def test_bad_input_is_one_line(

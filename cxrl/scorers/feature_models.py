@@ -75,8 +75,8 @@ class DenseNetFeatures:
 
     def __init__(self, path: Path, sha256: str = "") -> None:
         """Raises CxrlError: the file is missing, damaged, unknown and not pinned, or another network."""
-        option = _option(self.name)
-        self.digest = _file_digest(path, self.name, "weights of torchxrayvision's DenseNet-121")
+        option, expected = _option(self.name), "the weights of torchxrayvision's DenseNet-121"
+        self.digest = _file_digest(path, self.name, expected)
         known = {known.sha256: name for name, known in XRV_FILES.items() if known.sha256}
         _check_digest(path, self.name, self.digest, sha256, known)
         release = known.get(self.digest, "")
@@ -85,7 +85,10 @@ class DenseNetFeatures:
             option, "diagnosis", str(path), release or "densenet121-res224-all", "xrv", path, (path,),
             self.digest, path.parent, _BATCH, "float32",
         )  # fmt: skip
-        self._network = XrvClassifier(opened, "cpu")
+        try:
+            self._network = XrvClassifier(opened, "cpu")
+        except CxrlError as error:
+            raise CxrlError(f"{error}; expected {expected}") from None
         self.description = f"torchxrayvision {release or f'DenseNet-121 {path.name}'}, 1024 wide, 224 px"
 
     def prepare(self, film: Tensor) -> Tensor:

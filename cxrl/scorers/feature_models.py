@@ -22,7 +22,6 @@ from cxrl.images.read import resize
 from cxrl.models.loading import attempt, check_network, quiet
 from cxrl.models.weight_check import not_finite
 from cxrl.scorers.choice import OpenedModel, file_sha256
-from cxrl.scorers.pickles import read_pickled_state
 from cxrl.scorers.xrv_densenet import XrvClassifier, read_state, square
 from cxrl.scorers.xrv_release import XRV_FILES
 
@@ -75,16 +74,13 @@ class DenseNetFeatures:
 
     def __init__(self, path: Path, sha256: str = "") -> None:
         """Raises CxrlError: the file is missing, damaged, unknown and not pinned, or another network."""
-        option, expected = _option(self.name), "the weights of torchxrayvision's DenseNet-121"
+        expected = "the weights of torchxrayvision's DenseNet-121"
         self.digest = _file_digest(path, self.name, expected)
         known = {known.sha256: name for name, known in XRV_FILES.items() if known.sha256}
         _check_digest(path, self.name, self.digest, sha256, known)
         release = known.get(self.digest, "")
         # Names and operating points of its outputs, which the release's name decides, are not used here.
-        opened = OpenedModel(
-            option, "diagnosis", str(path), release or "densenet121-res224-all", "xrv", path, (path,),
-            self.digest, path.parent, _BATCH, "float32",
-        )  # fmt: skip
+        opened = _opened(self.name, path, self.digest, release or "densenet121-res224-all")
         try:
             self._network = XrvClassifier(opened, "cpu")
         except CxrlError as error:
@@ -169,14 +165,7 @@ class InceptionFeatures:
         option, expected = _option(self.name), "the Inception-v3 weights of the FID (1008 classes)"
         self.digest = _file_digest(path, self.name, expected)
         _check_digest(path, self.name, self.digest, sha256, {INCEPTION_SHA256: "FID"})
-        if path.suffix == ".safetensors":
-            # read_state asks for no more than where the file is and who named it.
-            opened = OpenedModel(
-                option, "", str(path), "", "", path, (path,), "", path.parent, _BATCH, "float32"
-            )
-            state = read_state(opened)
-        else:
-            state = read_pickled_state(path, sha256=self.digest, option=option)
+        state = read_state(_opened(self.name, path, self.digest))
         classes = state.get("fc.bias", torch.empty(0)).numel()
         if classes != 1008:
             raise CxrlError(f"{option}: {path} holds a network of {classes} classes, expected {expected}")
@@ -193,8 +182,7 @@ class InceptionFeatures:
             reason = " ".join(str(error).split())[:160]
             raise CxrlError(f"{option}: {path} does not hold {expected} ({reason})") from None
         self._network = network
-        is_known = self.digest == INCEPTION_SHA256
-        which = "2015-12-05" if is_known else path.name
+        which = "2015-12-05" if self.digest == INCEPTION_SHA256 else f"with the weights {path.name}"
         self.description = f"Inception-v3 of the FID, {which}, 2048 wide, 299 px"
 
     def prepare(self, film: Tensor) -> Tensor:
@@ -260,6 +248,14 @@ def open_feature_models(
 
 def _option(name: str) -> str:
     return f"--features {name}"
+
+
+def _opened(name: str, path: Path, digest: str, release: str = "") -> OpenedModel:
+    """A file of weights as :mod:`cxrl.scorers.xrv_densenet` reads them."""
+    return OpenedModel(
+        option=_option(name), task="diagnosis", value=str(path), name=release, kind="xrv", path=path,
+        files=(path,), sha256=digest, folder=path.parent, batch_size=_BATCH, dtype="float32",
+    )  # fmt: skip
 
 
 def _processor(path: Path, expected: str) -> Any:

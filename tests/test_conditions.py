@@ -29,7 +29,8 @@ _ALWAYS = """
     policy.train policy.num_ace_tokens policy.ema_decay
     rewards.names rewards.weights
     comparison.center comparison.scale comparison.advantage_clip
-    optim.schedule optim.warmup_epochs optim.weight_decay optim.clip_range optim.kl_weight optim.max_grad_norm optim.num_inner_epochs
+    optim.schedule optim.warmup_epochs
+    optim.weight_decay optim.clip_range optim.kl_weight optim.max_grad_norm optim.num_inner_epochs
     optim.minibatches optim.gradient_accumulation optim.micro_batch_size optim.timestep_fraction
     optim.ratio_tolerance optim.on_ratio_mismatch
     train.num_epochs train.prompts_per_epoch train.samples_per_prompt train.checkpoint_every

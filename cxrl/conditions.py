@@ -167,6 +167,7 @@ SPREAD = (
     ),
 )
 BRADLEY_TERRY = needs("comparison.form", "bradley_terry")
+FALLING_RATES = needs("optim.schedule", "linear", "cosine")
 LIMITS = Needs(
     "one of train.early_stop_diversity, train.early_stop_fid above 0",
     lambda config: config.train.early_stop_diversity > 0 or config.train.early_stop_fid > 0,

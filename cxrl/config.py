@@ -316,6 +316,21 @@ class OptimConfig(Section):
     ace_learning_rate: float = option(
         1e-2, "AdamW's, of the ACE tokens, which need more", low=0.0, high=1.0, only_if=only.ACE
     )
+    schedule: str = option(
+        "constant",
+        "of both learning rates over train.num_epochs: rates that fall let a run settle",
+        choices=("constant", "linear", "cosine"),
+    )
+    final_rate_share: float = option(
+        0.05,
+        "the rates do not fall below this share of them",
+        above=0.0,
+        high=1.0,
+        only_if=only.FALLING_RATES,
+    )
+    warmup_epochs: int = option(
+        0, "the rates rise evenly over so many epochs", unit="epochs", low=0, high=MAX_EPOCHS
+    )
     weight_decay: float = option(1e-4, "AdamW's pull of the weights towards 0", low=0.0, high=1.0)
     clip_range: float = option(
         1e-4,

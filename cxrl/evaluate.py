@@ -16,21 +16,11 @@ if TYPE_CHECKING:
 
 BOOTSTRAP = 200
 IMAGE_SIZE = 64
+UTILITY_STEPS = 1000
 _OF_RUN = ("run", "num_images")
 _OF_SETS = (
-    *(
-        "generated",
-        "real",
-        "train",
-        "per",
-        "subgroups",
-        "judges",
-        "posture",
-        "diagnosis",
-        "consistency",
-        "sha256",
-        "features",
-    ),
+    *("generated", "real", "train", "utility", "per", "subgroups"),
+    *("judges", "posture", "diagnosis", "consistency", "sha256", "features"),
     *("image_size", "bootstrap", "seed", "cache"),
 )
 
@@ -72,6 +62,11 @@ def parser() -> Parser:
         type=file_path,
         help="what the generator was trained on: are there copies?",
     )
+    sets.add_argument("--utility", metavar="STEPS", type=whole_number(1, 1_000_000), nargs="?",
+        const=UTILITY_STEPS,
+        help="train classifiers on --generated and on --train, test them on --real; "
+        f"default {UTILITY_STEPS} steps",
+    )  # fmt: skip
     sets.add_argument("--per", choices=("finding",), help="finding: all numbers for the films of each, too")
     sets.add_argument("--subgroups", metavar="A,B", type=_names, help="all numbers for each value of columns")
     sets.add_argument("--judges", metavar="DIR", help="models of cxrl pretrain; default those of the phantom")
@@ -152,6 +147,8 @@ def _evaluate_sets(args: Namespace) -> None:
     generated = open_set(args.generated, "--generated", subgroups)
     real = open_set(args.real, "--real", subgroups)
     train = open_set(args.train, "--train") if args.train else None
+    if args.utility and not train:
+        raise CxrlError("--utility: --train is missing, the real films that a classifier learns from")
     if args.per:
         for films, option in ((generated, "--generated"), (real, "--real")):
             if not films.labels:
@@ -163,6 +160,7 @@ def _evaluate_sets(args: Namespace) -> None:
         with progress.stage("loading", 0):
             from cxrl.image_sets.judge import judge_sets, open_panel
             from cxrl.image_sets.memorised import MOST
+            from cxrl.image_sets.utility import ARMS, NUM_SEEDS
             from cxrl.shipped import PHANTOM
 
             chosen = {task: getattr(args, task) for task in ("posture", "diagnosis", "consistency")}
@@ -174,6 +172,7 @@ def _evaluate_sets(args: Namespace) -> None:
             )
         count = len(generated) + len(real)
         count += len(train) + sum(min(MOST, len(side)) for side in (generated, real)) if train else 0
+        count += (args.utility or 0) * len(ARMS) * NUM_SEEDS
         with progress.stage("judging", count):
             scores = judge_sets(
                 generated,
@@ -188,7 +187,9 @@ def _evaluate_sets(args: Namespace) -> None:
                 train=train,
                 pairs=args.out / "pairs.png",
                 scanned=progress.advance,
+                utility_steps=args.utility or 0,
                 searched=progress.advance,
+                trained=progress.advance,
             )
     finally:
         progress.close()

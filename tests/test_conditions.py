@@ -29,6 +29,7 @@ _ALWAYS = """
     policy.train policy.num_ace_tokens policy.ema_decay
     rewards.names rewards.weights
     comparison.center comparison.scale comparison.advantage_clip
+    optim.schedule optim.warmup_epochs
     optim.weight_decay optim.clip_range optim.kl_weight optim.max_grad_norm optim.num_inner_epochs
     optim.minibatches optim.gradient_accumulation optim.micro_batch_size optim.timestep_fraction
     optim.ratio_tolerance optim.on_ratio_mismatch
@@ -109,6 +110,11 @@ BY_REST: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "optim.lora_learning_rate": ("0.1", ["", "--policy.train full"], ["--policy.train none"]),
     "optim.ace_learning_rate": ("0.1", [""], ["--policy.num-ace-tokens 0"]),
+    "optim.final_rate_share": (
+        "0.1",
+        ["--optim.schedule cosine", "--optim.schedule linear"],
+        ["", "--optim.schedule constant"],
+    ),
     "train.early_stop_fid": (
         "3",
         ["", f"{OWN} --eval.reference d", f"{OWN} {SOURCES['table']}"],

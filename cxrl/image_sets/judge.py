@@ -18,6 +18,7 @@ from cxrl.image_sets.measure import measure
 from cxrl.image_sets.memorised import closest_pairs, memorised
 from cxrl.image_sets.scan import MOST_NAMED, Scanned, scan
 from cxrl.image_sets.sets import ImageSet
+from cxrl.image_sets.utility import utility
 from cxrl.images.png import BANNER, save_grid
 from cxrl.scorers.choice import TASKS, ModelChoice, file_sha256, parse_digests
 from cxrl.scorers.feature_models import JUDGE, PINNED, FeatureModel, open_feature_models, parse_features
@@ -103,8 +104,10 @@ def judge_sets(
     subgroups: Sequence[str] = (),
     train: ImageSet | None = None,
     pairs: Path | None = None,
+    utility_steps: int = 0,
     scanned: Callable[[int], None] = lambda count: None,
     searched: Callable[[int], None] = lambda count: None,
+    trained: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """The content of ``scores.json``.
 
@@ -120,8 +123,10 @@ def judge_sets(
         subgroups: Columns of both sets, all numbers for every value.
         train: What the generator was trained on, to look for copies.
         pairs: Where to write a picture of the films that are nearest to training films.
+        utility_steps: Of classifiers that learn from generated and from training films; 0 for none.
         scanned: Is told how many more films are done.
         searched: Is told for how many more the nearest training film is known.
+        trained: Is told how many more steps of classifiers are done.
 
     Raises:
         CxrlError: Fewer than two films of a set can be read, or none of the real ones is held out.
@@ -141,13 +146,16 @@ def judge_sets(
 
     ours, theirs = seen(generated, "--generated"), seen(real, "--real")
     told_of = {"--generated": ours, "--real": theirs}
-    copies = None
+    copies = use = None
     if train is not None:
         training = told_of["--train"] = seen(train, "--train")
         copies, places = memorised(ours, training, theirs, seed=seed, done=searched)
         if pairs is not None:
             pictures = closest_pairs(copies, places, ours, training)
             save_grid(pairs, *pictures, banner=f"{BANNER}; training films below", private=True)
+        if utility_steps:
+            settings = {"num_steps": utility_steps, "seed": seed, "bootstrap": bootstrap}
+            use = utility(ours, training, theirs, cache=cache, trained=trained, **settings)
     ask = {"seed": seed, "bootstrap": bootstrap}
     every, all_real = np.arange(len(ours)), np.arange(len(theirs))
     halves = np.random.default_rng(seed).permutation(len(theirs))
@@ -174,6 +182,7 @@ def judge_sets(
         "per_finding": _per_finding(ours, theirs, ask) if per_finding else None,
         "subgroups": {name: _per_value(name, ours, theirs, ask) for name in subgroups} or None,
         "memorisation": copies,
+        "utility": use,
     }
 
 

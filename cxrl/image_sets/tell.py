@@ -22,6 +22,7 @@ _COLUMNS = {
 """The columns of CheXGenBench's results, and whose numbers are here."""
 _NONE: dict[str, Any] = {"values": {}}
 _SIDES = ("generated", "held_out")
+_ARMS_HEADER = ("trained on", "AUROC [95 %]", "minus real [95 %]", "sd of seeds")
 
 
 def scores_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
@@ -64,6 +65,10 @@ def scores_text(scores: Mapping[str, Any]) -> str:
         lines += [f"{_features(scores, name)}."]
     if scores["memorisation"]:
         lines.append(_reidentified(scores["memorisation"]))
+    if scores["utility"]:
+        told = scores["utility"]
+        table = format_table(_arms(told), header=_ARMS_HEADER, right=range(1, 4))
+        lines += [_classifiers(told), table]
     return "\n".join(lines)
 
 
@@ -96,6 +101,8 @@ def scores_markdown(scores: Mapping[str, Any]) -> str:
                 lines += ["", f"### By {name}, features: {other}", "", *_parts(name, those, DISTANCES)]
     if scores["memorisation"]:
         lines += ["", "## Memorisation", "", *_memorisation(scores["memorisation"])]
+    if scores["utility"]:
+        lines += ["", "## Utility", "", *_utility(scores["utility"])]
     return "\n".join(lines) + "\n"
 
 
@@ -195,6 +202,49 @@ def _memorisation(told: Mapping[str, Any]) -> list[str]:
         "Closest pairs (pairs.png):",
         "",
         *_markdown_table(("generated", "training", "match", "re-identified"), pairs),
+    ]
+
+
+def _classifiers(told: Mapping[str, Any]) -> str:
+    """What was trained and tested."""
+    return (
+        f"Classifiers trained on {told['num_generated']} generated and {told['num_train']} training films, "
+        f"tested on {told['num_test']} real ones: {told['classifier']}, {told['num_steps']} steps, "
+        f"{told['num_seeds']} seeds"
+    )
+
+
+def _arms(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for arm in told["arms"]:
+        (low, high), (least, most) = arm["ci"], arm["minus_real_ci"]
+        auroc, apart = f"{arm['auroc']:.3f}", f"{arm['minus_real']:+.3f}"
+        if low is not None:
+            auroc, apart = f"{auroc} [{low:.3f}, {high:.3f}]", f"{apart} [{least:+.3f}, {most:+.3f}]"
+        rows.append((arm["arm"], auroc, "" if arm["arm"] == "real" else apart, f"{arm['sd_of_seeds']:.3f}"))
+    return rows
+
+
+def _utility(told: Mapping[str, Any]) -> list[str]:
+    by_finding = [
+        (
+            of["finding"],
+            str(of["num_train"]),
+            str(of["num_test"]),
+            *(f"{arm['auroc_per_finding'][of['finding']]:.3f}" for arm in told["arms"]),
+        )
+        for of in told["findings"]
+    ]
+    names = tuple(arm["arm"] for arm in told["arms"])
+    return [
+        f"{_classifiers(told)}.",
+        "",
+        *_markdown_table(_ARMS_HEADER, _arms(told)),
+        "",
+        "AUROC by finding, rarest of the training films first:",
+        "",
+        *_markdown_table(("finding", "in training", "in test", *names), by_finding),
+        *(f"- {name} is left out: {why}" for name, why in told["left_out"].items()),
     ]
 
 

@@ -142,7 +142,7 @@ def build(
         scorer=scorer,
         policy=policy,
         sampler=sampler,
-        updater=Updater(sampler, config.optim, engine),
+        updater=Updater(sampler, config.optim, engine, num_epochs=config.train.num_epochs),
         anchors=Anchors(sampler, config, engine),
         selection=judge("selection", choosing),
         evaluator=judge("eval", held_out),

@@ -22,6 +22,7 @@ from cxrl.config import OptimConfig
 from cxrl.errors import CxrlError
 from cxrl.ops import trajectory_log_prob
 from cxrl.rl.engine import Engine
+from cxrl.rl.learning_rate import rate_share
 from cxrl.rl.loss import ppo_loss, step_kl
 from cxrl.rl.records import Rollout, UpdateStats
 from cxrl.rl.rollout import Sampler
@@ -53,13 +54,16 @@ class Updater:
         num_steps: Optimizer steps since the start of the run.
     """
 
-    def __init__(self, sampler: Sampler, config: OptimConfig, engine: Engine) -> None:
+    def __init__(self, sampler: Sampler, config: OptimConfig, engine: Engine, *, num_epochs: int) -> None:
+        """``num_epochs`` of the run, over which the learning rates fall."""
         self.sampler, self.config, self.engine = sampler, config, engine
+        self.num_epochs = num_epochs
         self.policy = sampler.policy
         groups = self.policy.param_groups(
             config.lora_learning_rate, config.ace_learning_rate, config.weight_decay
         )
         self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.num_steps = 0
         fp16 = self.policy.base.dtype == torch.float16
         self._loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
@@ -96,12 +100,15 @@ class Updater:
             rollout: This process's share of the samples.
             advantages: float32 [N] of that share.
             total: Samples of all processes.
-            epoch: For messages.
+            epoch: Decides the learning rates.
             rng: On the CPU; decides which rows form a step, alike in every process.
 
         Raises:
             CxrlError: The importance ratio is off before the first step, or a loss or gradient is not finite.
         """
+        share = rate_share(self.config, epoch, self.num_epochs)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
         embeds = self.sampler.prompt_embeds(rollout.batch.prompts)
         pass_ = _Pass(self, rollout, advantages, embeds)
         kl, probe = pass_.probe()
@@ -133,6 +140,7 @@ class Updater:
             approx_kl=self._mean(later, 3) / 2,
             kl=kl,
             grad_norm={name: value / len(plan) for name, value in norms.items()},
+            learning_rate={group["name"]: group["lr"] for group in self.optimizer.param_groups},
             num_steps=len(plan),
             num_rows=int(self.engine.sum(torch.tensor([sum(len(r) for r, _ in plan)], device=embeds.device))),
         )

@@ -388,10 +388,13 @@ def check_same(saved: Config, config: Config, source: Path) -> None:
 
 def settings(config: Config) -> dict[str, Any]:
     """The settings that decide what a run learns, by their full names; JSON."""
+    # Rates that fall over the run's epochs are others where these are.
+    fixed = () if config.optim.schedule == "constant" else ("train.num_epochs",)
     return {
         name: value
         for name, value in flat(config.to_dict()).items()
-        if name != "preset" and not any(name == p or name.startswith(f"{p}.") for p in MAY_CHANGE)
+        if name != "preset"
+        and (name in fixed or not any(name == p or name.startswith(f"{p}.") for p in MAY_CHANGE))
     }
 
 

@@ -71,10 +71,10 @@ def test_every_number_of_an_epoch(run: Run) -> None:
     produced = set().union(*map(names_of, run.metrics))
     # Of intervals the page has the names, not a word for all six.
     produced |= {f"eval_ci/{key}" for record in run.metrics for key in record.get("eval_ci", ())}
-    both = {"grad_norm/lora", "grad_norm/unet"}
+    both = {f"{key}/{group}" for key in ("grad_norm", "learning_rate") for group in ("lora", "unet")}
     assert len(produced) > 35
     assert produced | both == set(rows("metrics.jsonl")) | both
-    assert len(produced & both) == 1
+    assert len(produced & both) == 2
 
 
 def test_every_number_of_the_bounds(run: Run) -> None:

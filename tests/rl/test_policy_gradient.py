@@ -42,7 +42,7 @@ class Problem:
     def __init__(self, policy: Any, run_dir: Path) -> None:
         self.policy = policy
         self.sampler = Sampler(policy, STEPS)
-        self.updater = Updater(self.sampler, OptimConfig(micro_batch_size=NUM), Engine(run_dir))
+        self.updater = Updater(self.sampler, OptimConfig(micro_batch_size=NUM), Engine(run_dir), num_epochs=1)
         self.batch = PromptBatch.repeat(PROMPT, NUM)
         self.rollout = self.sampler.rollout(self.batch, self.noise("rollout"))
         _, self.c_e, self.sigma = self.sampler.schedule.rows[0].tolist()

@@ -183,6 +183,34 @@ def test_a_second_run_is_refused_resumed_or_overwrites(
     assert mine.read_text() == "keep"
 
 
+def test_rates_that_fall_go_on_falling_when_resumed(
+    make_config: Make, fakes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = make_config(
+        train={"num_epochs": 4, "checkpoint_every": 1}, optim={"schedule": "linear", "warmup_epochs": 2}
+    )
+    whole, part = Recorder(), Recorder()
+    Trainer(config, tmp_path / "whole", progress=whole, **fakes).run()
+    rates = [record["learning_rate"]["lora"] / config.optim.lora_learning_rate for record in whole.records]
+    assert rates == pytest.approx([0.5, 0.75, 0.5, 0.25])
+    assert [r["learning_rate"]["ace"] / config.optim.ace_learning_rate for r in whole.records] == rates
+
+    class Killed(Exception):
+        pass
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise Killed
+
+    part.epoch = kill  # type: ignore[method-assign]
+    with pytest.raises(CxrlError, match="Killed"):
+        Trainer(config, tmp_path / "part", progress=part, **fakes).run()
+    rest = Recorder()
+    Trainer(config, tmp_path / "part", resume=True, progress=rest, **fakes).run()
+    assert rest.records[-1]["learning_rate"] == whole.records[-1]["learning_rate"]
+    assert rest.records[-1]["loss"] == whole.records[-1]["loss"]
+
+
 class Spoiled:
     """A reward that goes wrong at its nth call."""
 

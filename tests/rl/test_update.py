@@ -39,7 +39,7 @@ class Setup:
         settings = {"num_steps": 3, "batch_size": NUM, "guidance_scale": 2.0} | (sampler or {})
         self.sampler = Sampler(self.policy, SamplerConfig(**settings))
         settings = {"minibatches": 1, "micro_batch_size": 16} | optim
-        self.updater = Updater(self.sampler, OptimConfig(**settings), Engine(run_dir))
+        self.updater = Updater(self.sampler, OptimConfig(**settings), Engine(run_dir), num_epochs=10)
         batch = PromptBatch.repeat(PROMPTS, NUM // 2)
         noise = batch_noise(generator(0, "rollout"), self.policy.base.latent_shape, NUM)
         self.rollout: Rollout = self.sampler.rollout(batch, noise)

@@ -304,6 +304,18 @@ def test_a_setting_that_decides_what_is_learned_stays(tmp_path: Path, name: str,
     claim(tmp_path, Config.from_dict({"train": {"num_epochs": 7}, "eval": {"num_images": 9}}), resume=True)
 
 
+def test_more_epochs_are_another_schedule(tmp_path: Path) -> None:
+    """A run whose rates fall to the end of its epochs has another past with more of them."""
+    falling = {"optim": {"schedule": "cosine"}}
+    claim(tmp_path, Config.from_dict(falling | {"train": {"num_epochs": 6}})).write_config(
+        Config.from_dict(falling | {"train": {"num_epochs": 6}})
+    )
+    (tmp_path / layout.METRICS).write_text("{}\n")
+    longer = Config.from_dict(falling | {"train": {"num_epochs": 7}})
+    with pytest.raises(CxrlError, match=r"train.num_epochs: 7, .*was started with 6"):
+        claim(tmp_path, longer, resume=True)
+
+
 def test_a_folder_of_others_is_not_closed_to_them(tmp_path: Path) -> None:
     config = Config.from_dict({"data": {"source": "mimic_cxr", "root": "x"}})
     (tmp_path / "theirs.txt").write_text("x")

@@ -330,8 +330,8 @@ MUTANTS: list[Mutant] = [
     *_in(
         "metrics/classification.py",
         "tests/metrics/test_classification.py",
-        ("beats = 0.5 * (difference.sign() + 1.0)", "beats = (difference > 0).double()"),
-        ("labels[:, f] == 1, labels[:, f] == 0", "labels[:, f] == 1, labels[:, f] != 1"),
+        ("beaten = below.cumsum(1) - 0.5 * below", "beaten = below.cumsum(1)"),
+        ("labels == 1, labels == 0", "labels == 1, labels != 1"),
     ),
     *_in(
         "evaluation/summary.py",

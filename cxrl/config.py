@@ -338,6 +338,13 @@ class OptimConfig(Section):
         above=0.0,
         high=1.0,
     )
+    step_weight: float = option(
+        0.0,
+        "share of the differences between steps that is divided out: at 1 every denoising step gets the same "
+        "gradient, at 0 the first a sixteenth of the last",
+        low=0.0,
+        high=1.0,
+    )
     kl_weight: float = option(
         0.0, "weight of the KL to the anchor; 0 saves the anchor's forward pass", low=0.0, high=1e6
     )

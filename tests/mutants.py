@@ -330,8 +330,8 @@ MUTANTS: list[Mutant] = [
     *_in(
         "metrics/classification.py",
         "tests/metrics/test_classification.py",
-        ("beats = 0.5 * (difference.sign() + 1.0)", "beats = (difference > 0).double()"),
-        ("labels[:, f] == 1, labels[:, f] == 0", "labels[:, f] == 1, labels[:, f] != 1"),
+        ("beaten = below.cumsum(1) - 0.5 * below", "beaten = below.cumsum(1)"),
+        ("labels == 1, labels == 0", "labels == 1, labels != 1"),
     ),
     *_in(
         "evaluation/summary.py",
@@ -438,6 +438,57 @@ MUTANTS: list[Mutant] = [
         ("            if layout.is_grid(path.name):\n                path.unlink()\n        logs", "            path.unlink()\n        logs"),
         ("kept = [line for line in lines if _epoch_of(line) < epochs]", "kept = [line for line in lines if _epoch_of(line) <= epochs]"),
         ("        if wrong:\n", "        if False:\n"),
+    ),
+    *_in(
+        "metrics/copies.py",
+        "tests/metrics/test_copies.py",
+        ("for shown in (films, films.flip(-1)):", "for shown in (films, films):"),
+        ("(found / _attenuation(films)).clamp_max(1.0)", "found.clamp_max(1.0)"),
+        ("_NOISE_LEFT = ((1 + 9 + 9 + 1) / 64) ** 2", "_NOISE_LEFT = 0.25"),
+        ("tried = place + step.clamp(", "tried = place - step.clamp("),
+        ("values, kept = values.topk(min(count, values.shape[1]), 1)", "values, kept = values.topk(min(count, values.shape[1]), 1, largest=False)"),
+    ),
+    *_in(
+        "image_sets/memorised.py",
+        "tests/image_sets/test_memorised.py",
+        ("np.flatnonzero(~np.isin(real.digests, training.digests))", "np.arange(len(real))"),
+        ("closest = np.argsort(-match", "closest = np.argsort(match"),
+        ("_compared(mine, theirs, higher_is_nearer=False)", "_compared(mine, theirs, higher_is_nearer=True)"),
+        ("(mine > np.quantile(theirs, 1 - FALSE_ALARMS)).mean()", "(mine > np.quantile(baseline, 1 - FALSE_ALARMS)).mean()"),
+    ),
+    *_in(
+        "image_sets/utility.py",
+        "tests/image_sets/test_utility.py",
+        ("return (loss * known).sum()", "return loss.sum()"),
+        ('on_real = arm == "real" or', "on_real ="),
+        ("(theirs if on_real else ours).batch", "(ours if on_real else theirs).batch"),
+        ("(mean - real)[1:]", "mean[1:]"),
+        ("order = np.argsort(positive", "order = np.argsort(-positive"),
+        ("theta[:, 0, 0] = theta[:, 1, 1] = scale * turn.cos()", "theta[:, 0, 0], theta[:, 1, 1] = -scale, scale"),
+    ),
+    *_in(
+        "rl/learning_rate.py",
+        "tests/rl/test_learning_rate.py",
+        ("(epoch + 1) / config.warmup_epochs", "epoch / config.warmup_epochs"),
+        ("done = epoch / num_epochs", "done = (epoch + 1) / num_epochs"),
+    ),
+    *_in(
+        "rl/update.py",
+        "tests/rl/test_update.py tests/rl/test_trainer.py",
+        ('group["lr"] = rate * share', 'group["lr"] = rate'),
+        ("                self.weights[step],\n", ""),
+        ("grads = norms[0] * (count / self.loss_scale)", "grads = norms[0]"),
+    ),
+    *_in(
+        "rl/schedule.py",
+        "tests/rl/test_update.py",
+        ("(size * gain.pow(-exponent)).float()", "gain.pow(-exponent).float()"),
+        ("gain = rows[:, 1].abs() / rows[:, 2]\n", "gain = rows[:, 1].abs()\n"),
+    ),
+    *_in(
+        "storage/run_dir.py",
+        "tests/storage/test_run_dir.py",
+        ('() if config.optim.schedule == "constant" else ("train.num_epochs",)', "()"),
     ),
 ]  # fmt: skip
 

@@ -29,7 +29,7 @@ _ALWAYS = """
     policy.train policy.num_ace_tokens policy.ema_decay
     rewards.names rewards.weights
     comparison.center comparison.scale comparison.advantage_clip
-    optim.schedule optim.warmup_epochs
+    optim.schedule optim.warmup_epochs optim.step_weight
     optim.weight_decay optim.clip_range optim.kl_weight optim.max_grad_norm optim.num_inner_epochs
     optim.minibatches optim.gradient_accumulation optim.micro_batch_size optim.timestep_fraction
     optim.ratio_tolerance optim.on_ratio_mismatch

@@ -183,3 +183,10 @@ def test_public_surface() -> None:
         assert getattr(cxrl, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'trian'; public names: Config"):
         cxrl.trian  # noqa: B018
+
+
+def test_every_mutant_still_applies() -> None:
+    """``tests/mutants.py`` lists places in the code; a change that moves one moves the list too."""
+    command = [sys.executable, "tests/mutants.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

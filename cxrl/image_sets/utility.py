@@ -199,10 +199,7 @@ def _train(
         else:
             on_real = arm == "real" or (arm != "generated" and 2 * step >= num_steps)
             films, labels = (theirs if on_real else ours).batch(BATCH_SIZE, generator)
-        known = ~labels.isnan()
-        logits, _ = network(films.to(memory_format=torch.channels_last))
-        loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-        return (loss * known).sum() / known.sum().clamp_min(1)
+        return masked_loss(network(films.to(memory_format=torch.channels_last))[0], labels)
 
     name = f"{ARMS.index(arm)}-{seed}"
     options = FitOptions(num_steps, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.99)
@@ -212,6 +209,21 @@ def _train(
         found = torch.cat([network.diagnose(test.pixels(rows))[0] for rows in parts])
     (folder / f"{name}.checkpoint").unlink(missing_ok=True)
     return found
+
+
+def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labels that are known.
+
+    Args:
+        logits: float32 [N, F].
+        labels: [N, F], 1, 0 or nan, which counts for nothing.
+
+    Returns:
+        A scalar; 0 where nothing is known.
+    """
+    known = ~labels.isnan()
+    loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return (loss * known).sum() / known.sum().clamp_min(1)
 
 
 def _augmented(films: Tensor, generator: torch.Generator) -> Tensor:

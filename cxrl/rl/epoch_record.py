@@ -47,6 +47,7 @@ def epoch_record(
         "approx_kl": stats.approx_kl,
         "kl": stats.kl,
         "grad_norm": stats.grad_norm,
+        "by_step": stats.by_step,
         "learning_rate": stats.learning_rate,
         "num_rows": stats.num_rows,
         "diversity": rollout_diversity(rollout.images, rollout.batch.prompt_of),

@@ -1,6 +1,6 @@
 """The loss of a (sample, timestep) row: PPO's clipped objective and the KL of a step to the anchor.
 
-    r     = exp(log π(x_prev | x_t) − log π_old)
+    r     = exp(w (log π(x_prev | x_t) − log π_old))
     ppo   = max(−A·r, −A·clip(r, 1 ± ε))                                (Schulman et al. 2017)
     kl    = mean over C·h·w of (μ − μ_a)² / (2 σ²) = c_e² / (2 σ²) · mean((m − m_a)²)
 
@@ -15,7 +15,11 @@ from torch import Tensor
 
 
 def ppo_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip_range: float,
+    weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Clipped objective.
 
@@ -24,11 +28,12 @@ def ppo_loss(
         old_log_prob: float32 [B], of the policy that sampled.
         advantage: float32 [B].
         clip_range: ε.
+        weight: w of the steps, float32 [B], see :meth:`cxrl.rl.schedule.DDIMTable.step_weights`.
 
     Returns:
         (loss [B], importance ratio [B]).
     """
-    ratio = torch.exp(log_prob - old_log_prob)
+    ratio = torch.exp(weight * (log_prob - old_log_prob))
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(-advantage * ratio, -advantage * clipped), ratio
 

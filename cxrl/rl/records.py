@@ -108,6 +108,8 @@ class UpdateStats:
         approx_kl: Mean of ½ (log π − log π_old)² over all rows: how far the epoch has moved.
         kl: KL of a step to the anchor, mean per latent element, before the first step.
         grad_norm: Gradient norm before clipping by parameter group, mean over the optimizer steps.
+        by_step: By step of the policy, noisiest first: ``clip_fraction``, and ``output_grad``, the mean norm
+            of the gradient of a row's loss at the network's output.
         learning_rate: By parameter group.
         num_steps: Optimizer steps taken.
         num_rows: (sample, timestep) rows that went through the network; rows without advantage are left out.
@@ -120,6 +122,7 @@ class UpdateStats:
     approx_kl: float
     kl: float
     grad_norm: dict[str, float] = field(default_factory=dict)
+    by_step: dict[str, list[float]] = field(default_factory=dict)
     learning_rate: dict[str, float] = field(default_factory=dict)
     num_steps: int = 0
     num_rows: int = 0

@@ -52,6 +52,23 @@ class DDIMTable:
     def num_policy_steps(self) -> int:
         return self.policy_steps.numel()
 
+    def step_weights(self, exponent: float) -> Tensor:
+        """float32 [T_p]: by what the log-ratio of every step is multiplied, g^-exponent of mean size.
+
+        The gradient of a step's log-probability at the network's output is g = |c_e| / σ times a residual of
+        unit size: the steps that lay out a film get a fraction of what the last ones get. With ``exponent`` 1
+        all steps get the same; the root mean square of g^(1 - exponent) over steps is kept g's. A step whose
+        mean the network hardly moves (g below a thousandth of the largest) is not weighted beyond that.
+
+        Args:
+            exponent: In [0, 1]; 0 gives ones.
+        """
+        rows = self.rows[self.policy_steps].double()
+        gain = rows[:, 1].abs() / rows[:, 2]
+        gain = gain.clamp_min(1e-3 * gain.max())
+        size = (gain.square().mean() / gain.pow(2 * (1 - exponent)).mean()).sqrt()
+        return (size * gain.pow(-exponent)).float()
+
     def to(self, device: torch.device | str) -> DDIMTable:
         return DDIMTable(self.timesteps.to(device), self.rows.to(device), self.policy_steps.to(device))
 

@@ -44,6 +44,7 @@ class _Sums:
     rows: int
     values: Tensor  # [5]: loss, ratio, rows outside the clip range, (log ratio)², KL
     max_dev: Tensor
+    by_step: Tensor  # [3, T_p]: rows, rows outside the clip range, norms of the gradient at the output
 
 
 class Updater:
@@ -113,7 +114,7 @@ class Updater:
         pass_ = _Pass(self, rollout, advantages, embeds)
         kl, probe = pass_.probe()
         norms: dict[str, float] = {}
-        losses, first, later = 0.0, None, _Sums(0, torch.zeros(5, device=advantages.device), probe.max_dev)
+        losses, first, later = 0.0, None, pass_.nothing(probe.max_dev)
         plan = self._plan(advantages, total, rollout.schedule.num_policy_steps, rng)
         for index, (rows, count) in enumerate(plan):
             sums = pass_.accumulate(rows, count)
@@ -127,6 +128,7 @@ class Updater:
             else:
                 later.rows += sums.rows
                 later.values += sums.values
+                later.by_step += sums.by_step
             losses += self._step(sums, count, epoch, norms)
         assert first is not None
         ratio = self._mean(first, 1)
@@ -140,6 +142,7 @@ class Updater:
             approx_kl=self._mean(later, 3) / 2,
             kl=kl,
             grad_norm={name: value / len(plan) for name, value in norms.items()},
+            by_step=self._by_step(first, later),
             learning_rate={group["name"]: group["lr"] for group in self.optimizer.param_groups},
             num_steps=len(plan),
             num_rows=int(self.engine.sum(torch.tensor([sum(len(r) for r, _ in plan)], device=embeds.device))),
@@ -217,6 +220,15 @@ class Updater:
         self.num_steps += 1
         return float(values[0])
 
+    def _by_step(self, first: _Sums, later: _Sums) -> dict[str, list[float]]:
+        """Clip fraction after the first optimizer step, and mean gradient, of every step of the policy."""
+        rows, clipped, _ = self.engine.sum(later.by_step)
+        all_rows, _, norms = self.engine.sum(first.by_step + later.by_step)
+        return {
+            "clip_fraction": (clipped / rows.clamp_min(1)).tolist(),
+            "output_grad": (norms / all_rows.clamp_min(1)).tolist(),
+        }
+
     def _mean(self, sums: _Sums, column: int) -> float:
         total = torch.cat([sums.values[column : column + 1], sums.values.new_tensor([sums.rows])])
         value, rows = self.engine.sum(total).tolist()
@@ -232,19 +244,31 @@ class _Pass:
         self.rollout, self.advantages, self.embeds = rollout, advantages, embeds
         self.prompt_of = rollout.batch.prompt_of.to(embeds.device)
         self.old_log_probs = rollout.log_probs
+        self.weights = rollout.schedule.step_weights(updater.config.step_weight)
+
+    def nothing(self, max_dev: Tensor) -> _Sums:
+        """No rows yet."""
+        device, num_steps = self.advantages.device, self.rollout.schedule.num_policy_steps
+        return _Sums(0, torch.zeros(5, device=device), max_dev, torch.zeros(3, num_steps, device=device))
 
     def accumulate(self, rows: Tensor, count: int) -> _Sums:
         """Add the gradient of the mean over ``count`` rows, of which these are this process's."""
         device = self.advantages.device
-        result = _Sums(len(rows), torch.zeros(5, device=device), torch.zeros((), device=device))
+        result = self.nothing(torch.zeros((), device=device))
+        result.rows = len(rows)
         for part in self._pieces(rows):
             sample, step = part.to(device).unbind(1)
             log_prob, output, table_rows = self._score(sample, step)
+            norms: list[Tensor] = []
+            output[0].register_hook(
+                lambda grad, norms=norms: norms.append(grad.flatten(1).float().norm(dim=1))
+            )
             loss, ratio = ppo_loss(
                 log_prob,
                 self.old_log_probs[sample, step],
                 self.advantages[sample],
                 self.config.clip_range,
+                self.weights[step],
             )
             kl = torch.zeros_like(loss)
             if self.config.kl_weight > 0:
@@ -257,6 +281,9 @@ class _Pass:
                 sums = [loss, ratio, (dev > self.config.clip_range).float(), log_ratio.square(), kl]
                 result.values += torch.stack([s.sum() for s in sums])
                 result.max_dev = torch.maximum(result.max_dev, dev.max())
+                grads = norms[0] * (count / self.loss_scale)
+                by_row = torch.stack([torch.ones_like(dev), (dev > self.config.clip_range).float(), grads])
+                result.by_step.index_add_(1, step, by_row)
             self.sampler.progress.advance(len(part))
         return result
 
@@ -270,12 +297,14 @@ class _Pass:
         for part in torch.stack([flat // num_steps, flat % num_steps], 1).split(self.config.micro_batch_size):
             sample, step = part.unbind(1)
             log_prob, output, table_rows = self._score(sample, step)
-            ratios.append(torch.exp(log_prob - self.old_log_probs[sample, step]))
+            ratios.append(torch.exp(self.weights[step] * (log_prob - self.old_log_probs[sample, step])))
             kls.append(step_kl(output, self._anchor(sample, step), self.sampler.guidance, table_rows))
         ratio = torch.cat(ratios)
         values = torch.zeros(5, device=ratio.device)
         values[1] = ratio.sum()
-        return float(torch.cat(kls).mean()), _Sums(num, values, (ratio - 1).abs().max())
+        sums = self.nothing((ratio - 1).abs().max())
+        sums.rows, sums.values = num, values
+        return float(torch.cat(kls).mean()), sums
 
     @torch.no_grad()
     def rescore(self, rows: Tensor) -> None:

@@ -34,7 +34,12 @@ SHOULD_NOT = {
 
 @pytest.fixture(scope="module")
 def module() -> Any:
-    spec = importlib.util.spec_from_file_location("see", ROOT / "benchmarks" / "what_numbers_see.py")
+    return script("what_numbers_see")
+
+
+def script(name: str) -> Any:
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
@@ -68,6 +73,15 @@ def test_planted_copies_are_found_and_other_films_are_not() -> None:
     assert {"exact", "flipped", "noised", "cropped"} <= set(planted)
     for kind, told in planted.items():
         assert told["auroc"] >= 0.99, kind
+
+
+def test_copies_of_real_films_are_found() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "copies_real.json").read_text())
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert script("copies_real").table(result) in page
+    unseen = {"turned by 8°", "inverted"}
+    for kind, told in result["copies"].items():
+        assert (told["auroc"] >= 0.99) == (kind not in unseen), kind
 
 
 @pytest.mark.slow

@@ -89,8 +89,20 @@ def test_films_with_right_labels_teach_and_with_wrong_ones_do_not(
     assert shuffled["real"]["auroc"] == pytest.approx(arms["real"]["auroc"], abs=1e-6)
 
 
-def test_masked_labels_teach_nothing(tmp_path: Path, panel: Panel, few: None) -> None:
-    """A film without labels has no gradient: a loss of masked labels alone is 0."""
+def test_masked_labels_teach_nothing() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, torch.nan], [torch.nan, 0.0]])
+    loss = module.masked_loss(logits, labels)
+    known = torch.nn.functional.softplus(torch.tensor([-2.0, 3.0])).mean()
+    torch.testing.assert_close(loss, known)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert (grad != 0).tolist() == [[True, False], [False, True]]
+    assert float(module.masked_loss(logits, torch.full((2, 2), torch.nan)).detach()) == 0.0
+
+
+def test_films_without_labels_are_counted_and_learnt_from_by_none(
+    tmp_path: Path, panel: Panel, few: None
+) -> None:
     tables = {
         "generated": write_table(tmp_path / "generated", 60, 1),
         "real": write_table(tmp_path / "real", 40, 2),

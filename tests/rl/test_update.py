@@ -62,11 +62,15 @@ class Setup:
             for n, p in self.policy.trainable.items()
         }
 
-    def plain_gradient(self, advantages: Tensor = ADVANTAGES, kl_weight: float = 0.0) -> dict[str, Tensor]:
+    def plain_gradient(
+        self, advantages: Tensor = ADVANTAGES, kl_weight: float = 0.0, step_weight: float = 0.0
+    ) -> dict[str, Tensor]:
         """The same written down plainly: every row on its own, none left out."""
         s = self.rollout.schedule
         embeds = self.sampler.prompt_embeds(PROMPTS)
         total = torch.zeros(())
+        gain = torch.stack([s.rows[t, 1].abs() / s.rows[t, 2] for t in s.policy_steps.tolist()])
+        scale = (gain.square().sum() / (gain ** (1 - step_weight)).square().sum()).sqrt()
         for n in range(NUM):
             for k, t in enumerate(s.policy_steps.tolist()):
                 inputs = (s.timesteps[t][None], embeds[self.rollout.batch.prompt_of[n]][None])
@@ -74,7 +78,12 @@ class Setup:
                 output = self.policy.predict(x_t, *inputs, self.sampler.negative_embeds)
                 log_prob = trajectory_log_prob(*output, 2.0, x_t, x_prev, s.rows[t][None])
                 old = self.rollout.log_probs[n, k][None]
-                total = total + ppo_loss(log_prob, old, advantages[n][None], 1e-4)[0].sum()
+                total = (
+                    total
+                    + ppo_loss(log_prob, old, advantages[n][None], 1e-4, scale / gain[k] ** step_weight)[
+                        0
+                    ].sum()
+                )
                 if kl_weight:
                     anchor = self.policy.predict(x_t, *inputs, self.sampler.negative_embeds, anchor=True)
                     total = total + kl_weight * step_kl(output, anchor, 2.0, s.rows[t][None]).sum()
@@ -98,6 +107,27 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert size > 1e-6
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-5 * size, msg=name)
+
+
+@pytest.mark.parametrize("step_weight", [0.0, 0.5, 1.0])
+def test_the_gradient_weighs_the_steps(make: Callable[..., Setup], step_weight: float) -> None:
+    setup = make(step_weight=step_weight, clip_range=1.0)
+    assert_close(setup.gradient(), setup.plain_gradient(step_weight=step_weight))
+
+
+def test_at_one_every_step_gets_the_same(make: Callable[..., Setup]) -> None:
+    """What the likelihood gives the first and the last of 8 steps differs many times."""
+    found = {}
+    for step_weight in (0.0, 1.0):
+        setup = make(sampler={"num_steps": 8}, step_weight=step_weight, minibatches=4, clip_range=1.0)
+        by_step = setup.update().by_step
+        assert len(by_step["output_grad"]) == setup.rollout.schedule.num_policy_steps
+        found[step_weight] = by_step["output_grad"]
+        assert all(0 <= share <= 1 for share in by_step["clip_fraction"])
+    assert max(found[0.0]) > 5 * min(found[0.0])
+    assert max(found[1.0]) < 2 * min(found[1.0])
+    norms = [torch.tensor(values).square().mean().sqrt() for values in found.values()]
+    assert 0.5 < float(norms[1] / norms[0]) < 2, "the total is kept"
 
 
 def test_ratio_is_one_before_the_first_step(make: Callable[..., Setup]) -> None:
@@ -228,10 +258,11 @@ def test_the_statistics_are_their_definitions(
     setup = make(minibatches=3, lora_learning_rate=1e-3, ace_learning_rate=1e-3, clip_range=clip)
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def spy(log_prob: Tensor, old: Tensor, advantage: Tensor, clip_range: float) -> Any:
+    def spy(log_prob: Tensor, old: Tensor, advantage: Tensor, clip_range: float, weight: Tensor) -> Any:
         seen.append((log_prob.detach().double(), old.double(), advantage.double()))
         assert clip_range == clip
-        return ppo_loss(log_prob, old, advantage, clip_range)
+        assert torch.equal(weight, torch.ones_like(weight)), "nothing is weighted by default"
+        return ppo_loss(log_prob, old, advantage, clip_range, weight)
 
     monkeypatch.setattr("cxrl.rl.update.ppo_loss", spy)
     stats = setup.update()

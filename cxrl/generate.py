@@ -72,7 +72,7 @@ def _generate(argv: Sequence[str]) -> None:
     from cxrl.storage.writing import check_folder_writable
 
     args = parser().parse(argv)
-    prompts = _prompts(args)
+    prompts, columns = _prompts(args)
     check_folder_writable(args.out, "--out")
     from cxrl.images.read_dicom import import_pydicom
     from cxrl.rl.drawing import check_unused, draw_images, save_images
@@ -86,25 +86,26 @@ def _generate(argv: Sequence[str]) -> None:
     seeds = range(args.seed, args.seed + args.num_images)
     drawn: dict[str, Any] = {"seeds": seeds, "anchor": args.anchor, "numbered": args.prompts is not None}
     check_unused(args.out, len(prompts), **drawn, file_format=args.format, grid=args.grid)
-    drawings = draw_images(args.run, prompts, **drawn)
+    drawings = draw_images(args.run, prompts, **drawn, columns=columns)
     for path in save_images(args.out, drawings, args.format, grid=args.grid):
         print(path, flush=True)
     if not args.anchor:
         hint("cxrl", "generate", *argv, "--anchor")
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
-    """The reports, in order.
+def _prompts(args: argparse.Namespace) -> tuple[list[str], list[dict[str, str]]]:
+    """The reports, in order, and what else their table says of each, which ``cxrl evaluate`` reads again.
 
     Raises:
         CxrlError: None, two sources of them, an empty one, or a file that cannot be read.
     """
+    from cxrl.data.cells import fold
     from cxrl.data.rows import read_table
 
     if (args.prompt is None) == (args.prompts is None):
         raise CxrlError("give either --prompt TEXT or --prompts FILE")
     if args.prompt is not None:
-        return [args.prompt]
+        return [args.prompt], []
     table = read_table(args.prompts, ["text"], "--prompts", lists=True)
     table.check(["text"])
     empty = [number for number, row in table.rows if not row["text"].strip()]
@@ -113,7 +114,11 @@ def _prompts(args: argparse.Namespace) -> list[str]:
             f"{table.where}: {table.unit} {empty[0]} has no report ({len(empty)} such in all); fill it in, "
             "or leave it out"
         )
-    return [row["text"] for _, row in table.rows]
+    from cxrl.rl.drawing import LISTED
+
+    others = [name for name in table.columns if fold(name) not in (*LISTED, "report", "prompt")]
+    table.check(others)
+    return [row["text"] for _, row in table.rows], [{n: row[n] for n in others} for _, row in table.rows]
 
 
 if __name__ == "__main__":

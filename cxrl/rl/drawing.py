@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +15,7 @@ from torch import Tensor
 from cxrl.config import SamplerConfig
 from cxrl.data.prompts import PromptBatch, ReportPrompt
 from cxrl.errors import CxrlError
+from cxrl.findings import CHEXPERT_FINDINGS
 from cxrl.images.dicom import Series, save_dicom
 from cxrl.images.png import save_grid, save_png
 from cxrl.models.policy import Policy
@@ -42,6 +43,7 @@ class Drawing:
         prompt: The report.
         source: "policy" or "anchor".
         restricted: The run's data set may not be passed on.
+        columns: What else is known of the report, for the list.
     """
 
     image: Tensor = field(repr=False)
@@ -50,6 +52,7 @@ class Drawing:
     prompt: str
     source: str
     restricted: bool
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -89,8 +92,18 @@ def check_unused(
         )
 
 
+LISTED = ("image", "source", "seed", "prompt_id", "text")
+"""Columns of the list; those of the reports' table follow."""
+
+
 def draw_images(
-    run_dir: Path, prompts: Sequence[str], *, seeds: Sequence[int], anchor: bool, numbered: bool = False
+    run_dir: Path,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    anchor: bool,
+    numbered: bool = False,
+    columns: Sequence[Mapping[str, str]] = (),
 ) -> Iterator[Drawing]:
     """Images of reports, report after report, drawn as many at a time as the run's sampler takes.
 
@@ -100,18 +113,26 @@ def draw_images(
         seeds: One per image of a report.
         anchor: Draw with the anchor.
         numbered: Name files by the report too.
+        columns: What else is known of every report; of restricted data the findings alone are kept.
 
     Raises:
         CxrlError: A report is empty or longer than the text encoder reads; there is no run.
     """
     config, policy = open_run(run_dir, Engine(run_dir))
     check_prompts(policy, prompts)
-    source = "anchor" if anchor else "policy"
+    source, restricted = "anchor" if anchor else "policy", config.data.is_restricted
+    kept = [{n: v for n, v in of.items() if not restricted or n in CHEXPERT_FINDINGS} for of in columns]
     each = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     images = draw(policy, config.sampler, prompts, seeds=seeds, anchor=anchor)
     for (number, seed), image in zip(each, images, strict=True):
         yield Drawing(
-            image, seed, number + 1 if numbered else 0, prompts[number], source, config.data.is_restricted
+            image,
+            seed,
+            number + 1 if numbered else 0,
+            prompts[number],
+            source,
+            restricted,
+            kept[number] if kept else {},
         )
 
 
@@ -172,7 +193,7 @@ def save_images(
             with owner_only(drawing.restricted):
                 out.mkdir(parents=True, exist_ok=True)
                 if lines is None and drawing.number:
-                    lines = _open_list(out / f"{drawing.source}.csv")
+                    lines = _open_list(out / f"{drawing.source}.csv", [*LISTED, *drawing.columns])
                 if series is None:
                     extra = {"Source": drawing.source}
                     save_png(path, drawing.image, seed=drawing.seed, prompt=prompt, extra=extra)
@@ -187,7 +208,8 @@ def save_images(
                         prompt=prompt,
                     )
                 if lines is not None:
-                    _add_line(lines, [path.name, drawing.source, drawing.seed, drawing.number, prompt])
+                    about = [path.name, drawing.source, drawing.seed, drawing.number, prompt]
+                    _add_line(lines, [*about, *drawing.columns.values()])
             if grid:
                 kept.add(drawing)
             yield path
@@ -198,12 +220,12 @@ def save_images(
             lines.close()
 
 
-def _open_list(path: Path) -> TextIO:
+def _open_list(path: Path, header: Sequence[str]) -> TextIO:
     try:
         file = path.open("w", encoding="utf-8", newline="")
     except OSError as error:
         raise cannot_write(path, error, "choose another --out") from error
-    _add_line(file, ["image", "source", "seed", "prompt", "text"])
+    _add_line(file, header)
     return file
 
 

@@ -30,6 +30,19 @@ def test_it_equals_the_package(
     assert 0 < found.precision < 1, "else it would not tell much"
 
 
+def test_wide_features_equal_the_package_too() -> None:
+    """Shifted far from the origin, where inner products cancel."""
+    real = normal(120, module.WIDE, 0) @ torch.diag(torch.linspace(0.01, 2, module.WIDE)) + 10.0
+    generated = normal(90, module.WIDE, 1) @ torch.diag(torch.linspace(0.01, 2, module.WIDE)) + 10.02
+    generated[:5] = real[:5]
+    expected = compute_prdc(real.double().numpy(), generated.double().numpy(), nearest_k=5)
+    found = prdc(real, generated)
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(float(value), abs=1e-6), name
+    assert 0 < found.precision < 1
+    assert 0 < found.coverage < 1
+
+
 def test_the_same_distribution_is_near_one_and_another_is_nothing() -> None:
     same, other = prdc(normal(400, 8, 0), normal(400, 8, 1)), prdc(normal(400, 8, 0), normal(400, 8, 1, 50.0))
     assert min(same.precision, same.recall, same.coverage) > 0.85

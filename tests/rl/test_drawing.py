@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cxrl.config import MAX_SEED
+from cxrl.config import MAX_SEED, DataConfig
 from cxrl.errors import CxrlError
 from cxrl.generate import main
+from cxrl.image_sets.sets import open_set
 from cxrl.images.png import SYNTHETIC
 from cxrl.rl.drawing import Drawing, draw_images, save_images
 from cxrl.rl.trainer import Trainer
@@ -40,7 +42,7 @@ def test_a_file_of_reports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == names
     assert [row["text"] for row in rows[::5]] == list(REPORTS)
-    assert {(row["source"], row["prompt"]) for row in rows} == {("policy", str(n)) for n in (1, 2, 3)}
+    assert {(row["source"], row["prompt_id"]) for row in rows} == {("policy", str(n)) for n in (1, 2, 3)}
     with Image.open(tmp_path / "out" / "policy-grid.png") as grid:
         assert grid.text["Synthetic"] == SYNTHETIC  # type: ignore[attr-defined]
         assert grid.width > 3 * 192
@@ -48,6 +50,22 @@ def test_a_file_of_reports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--out", str(tmp_path / "out"), "--anchor"]) == 0, "what the hint says"
     assert (tmp_path / "out" / "anchor.csv").is_file()
     assert (tmp_path / "out" / "anchor-grid.png").is_file()
+
+
+def test_the_list_is_what_evaluate_reads(run: Path, tmp_path: Path) -> None:
+    """What the table says of a report beside its text comes along: labels, and columns of subgroups."""
+    table, out = tmp_path / "reports.csv", tmp_path / "out"
+    lines = [f"{report},{n % 2},,{'FM'[n % 2]}" for n, report in enumerate(REPORTS)]
+    table.write_text("\n".join(["text,Edema,Pneumonia,sex", *lines]) + "\n")
+    words = ["--run", str(run), "--prompts", str(table), "--num-images", "2", "--out", str(out)]
+    assert main(words) == 0
+    found = open_set(out / "policy.csv", "--generated", ["sex"])
+    assert found.texts == tuple(report for report in REPORTS for _ in range(2))
+    assert found.prompts == tuple(str(n) for n in (1, 2, 3) for _ in range(2))
+    assert found.labels["Edema"] == (0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+    assert all(math.isnan(value) for value in found.labels["Pneumonia"])
+    assert found.groups["sex"] == ("F", "F", "M", "M", "F", "F")
+    assert set(found.unread) == {"source", "seed"}
 
 
 def test_no_image_of_another_report_is_lost(
@@ -120,6 +138,19 @@ def test_images_are_on_the_disk_before_the_next_is_drawn(tmp_path: Path) -> None
     assert seen == [(1, 2)], "streamed: nothing waits for the last"
     list(written)
     assert seen[-1] == (3, 4)
+
+
+def test_of_restricted_reports_the_findings_alone_are_listed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataConfig, "is_restricted", True)
+    about = [{"Edema": "1", "subject_id": "10000032"}]
+    (drawing,) = draw_images(run, REPORTS[:1], seeds=(0,), anchor=False, numbered=True, columns=about)
+    assert drawing.columns == {"Edema": "1"}
+    list(save_images(tmp_path / "out", [drawing]))
+    assert (tmp_path / "out" / "policy.csv").read_text().splitlines()[
+        0
+    ] == "image,source,seed,prompt_id,text,Edema"
 
 
 def test_restricted_reports_are_in_no_file(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from cxrl.errors import CxrlError
 from cxrl.image_sets.scan import Scanned
 from cxrl.metrics.classification import auroc
 from cxrl.metrics.copies import nearest_copies
+from cxrl.metrics.rows import Rows, opened
 
 MOST = 10_000
 """Films of a side that are looked for: time is in their product with the training films."""
@@ -123,7 +124,7 @@ def _interval(match: np.ndarray, baseline: np.ndarray, generator: np.random.Gene
 
 def _pixels(films: Scanned, rows: Tensor) -> Tensor:
     """float32 [n, 1, 64, 64] in [0, 1]."""
-    return torch.from_numpy(films.thumbnails[rows.numpy()].astype(np.float32) / 255.0)[:, None]
+    return torch.from_numpy(opened(films.thumbnails)[rows.numpy()].astype(np.float32) / 255.0)[:, None]
 
 
 def _matches(
@@ -138,12 +139,11 @@ def _matches(
 
 def _distances(films: Scanned, rows: np.ndarray, training: Scanned, name: str) -> np.ndarray:
     """float64 [n]: to the nearest training film in the features of a model."""
-    found = []
+    found, ours = [], Rows(films.features[name], rows)
     for start in range(0, len(rows), _ROWS):
-        mine = torch.from_numpy(films.features[name][rows[start : start + _ROWS]]).double()
+        mine = ours.take(np.arange(start, min(start + _ROWS, len(rows))))
         best = torch.full((len(mine),), math.inf, dtype=torch.float64)
-        for first in range(0, len(training), 2 * _ROWS):
-            theirs = torch.from_numpy(training.features[name][first : first + 2 * _ROWS].copy()).double()
+        for theirs in Rows(training.features[name]).blocks():
             best = torch.minimum(best, torch.cdist(mine, theirs).min(1).values)
         found.append(best)
     return torch.cat(found).numpy()

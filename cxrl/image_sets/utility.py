@@ -27,6 +27,7 @@ from cxrl.evaluation.summary import interval, resamples
 from cxrl.findings import CHEXPERT_FINDINGS
 from cxrl.image_sets.scan import THUMBNAIL, Scanned
 from cxrl.metrics.classification import ranked_auroc
+from cxrl.metrics.rows import opened
 from cxrl.pretraining.fit import FitOptions, fit
 from cxrl.scorers.phantom_network import Scorer, ScorerConfig
 from cxrl.storage.writing import write_tensors
@@ -55,7 +56,7 @@ class _Labelled:
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """float32 [n, 1, 64, 64] in [0, 1]."""
-        return torch.from_numpy(self.films.thumbnails[rows].astype(np.float32) / 255.0)[:, None]
+        return torch.from_numpy(opened(self.films.thumbnails)[rows].astype(np.float32) / 255.0)[:, None]
 
 
 def utility(

@@ -147,8 +147,12 @@ def _evaluate_sets(args: Namespace) -> None:
     generated = open_set(args.generated, "--generated", subgroups)
     real = open_set(args.real, "--real", subgroups)
     train = open_set(args.train, "--train") if args.train else None
-    if args.utility and not train:
-        raise CxrlError("--utility: --train is missing, the real films that a classifier learns from")
+    if args.utility:
+        if train is None:
+            raise CxrlError("--utility: --train is missing, the real films that a classifier learns from")
+        for films, option in ((generated, "--generated"), (real, "--real"), (train, "--train")):
+            if not films.labels:
+                raise CxrlError(f"--utility: {option} {films.name} has no column of a finding")
     if args.per:
         for films, option in ((generated, "--generated"), (real, "--real")):
             if not films.labels:

@@ -18,7 +18,7 @@ from cxrl.image_sets.measure import measure
 from cxrl.image_sets.memorised import closest_pairs, memorised
 from cxrl.image_sets.scan import MOST_NAMED, Scanned, scan
 from cxrl.image_sets.sets import ImageSet
-from cxrl.image_sets.utility import utility
+from cxrl.image_sets.utility import learnable, utility
 from cxrl.images.png import BANNER, save_grid
 from cxrl.scorers.choice import TASKS, ModelChoice, file_sha256, parse_digests
 from cxrl.scorers.feature_models import JUDGE, PINNED, FeatureModel, open_feature_models, parse_features
@@ -149,6 +149,8 @@ def judge_sets(
     copies = use = None
     if train is not None:
         training = told_of["--train"] = seen(train, "--train")
+        if utility_steps:
+            learnable(told_of)  # before the hour that the copies may take
         copies, places = memorised(ours, training, theirs, seed=seed, done=searched)
         if pairs is not None:
             pictures = closest_pairs(copies, places, ours, training)

@@ -86,7 +86,7 @@ def utility(
         CxrlError: A set has no labels, or no finding has enough films with label 1 and 0 in all three.
     """
     sets = {"--generated": generated, "--train": training, "--real": real}
-    findings, left_out = _findings(sets)
+    findings, left_out = learnable(sets)
     ours, theirs, test = (_Labelled(films, _labels(films, findings)) for films in sets.values())
     folder = cache / f"utility-{_key(sets, findings, num_steps)}"
     rows = np.arange(len(real))
@@ -130,8 +130,15 @@ def _labels(films: Scanned, findings: Sequence[str]) -> np.ndarray:
     return np.stack([np.asarray(films.source.labels[name], np.float32)[films.rows] for name in findings], 1)
 
 
-def _findings(sets: dict[str, Scanned]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The findings that can be learnt and tested, and finding → why it cannot."""
+def learnable(sets: dict[str, Scanned]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The findings that can be learnt and tested, and finding → why it cannot.
+
+    Args:
+        sets: By the option that named them: --generated, --train and --real.
+
+    Raises:
+        CxrlError: A set has no labels, or no finding can be learnt and tested.
+    """
     for option, films in sets.items():
         if not films.source.labels:
             raise CxrlError(f"--utility: {option} {films.source.name} has no column of a finding")

@@ -196,3 +196,13 @@ def test_films_are_never_mirrored() -> None:
     moved = module._augmented(films, torch.Generator().manual_seed(0))
     assert bool((moved[..., :32].mean((1, 2, 3)) > moved[..., 32:].mean((1, 2, 3))).all())
     assert not torch.equal(moved[0], moved[1])
+
+
+def test_labels_are_looked_at_before_anything_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(tmp_path / "generated", 4, 1)
+    asked = ["--generated", str(table), "--real", str(table), "--train", str(table.parent), "--utility"]
+    assert main([*asked, "--out", str(tmp_path / "scores")]) == 2
+    assert "--utility: --train" in capsys.readouterr().err
+    assert not (tmp_path / "scores" / "scan").exists()

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from cxrl.data.phantom.films import corpus
 from cxrl.errors import CxrlError
 from cxrl.evaluate import main
 from cxrl.image_sets.judge import Panel, judge_sets
+from cxrl.image_sets.memorised import wilson
 from cxrl.image_sets.sets import open_set
 from cxrl.images.png import to_uint8
 
@@ -151,3 +153,10 @@ def test_the_interval_knows_how_few_films_are_held_out(folders: dict[str, Path],
     low, high = told["reidentified_ci"]
     assert low <= 0.01 <= high
     assert low <= told["reidentified"] <= high
+    assert high > 0.02, "27 films cannot tell 0 from 2 %"
+
+
+@pytest.mark.parametrize(("count", "number"), [(0, 60), (3, 60), (60, 60)])
+def test_the_interval_of_a_share(count: int, number: int) -> None:
+    expected = binomtest(count, number).proportion_ci(method="wilson")
+    assert wilson(count / number, number) == pytest.approx((expected.low, expected.high), abs=1e-12)

@@ -84,6 +84,17 @@ def test_copies_of_real_films_are_found() -> None:
         assert (told["auroc"] >= 0.99) == (kind not in unseen), kind
 
 
+def test_the_page_shows_what_films_teach() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "utility_phantom.json").read_text())
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert script("utility").table(result) in page
+    anchor, policy = (
+        {arm["arm"]: arm for arm in result[source]["utility"]["arms"]} for source in ("anchor", "policy")
+    )
+    assert policy["generated"]["ci"][0] > anchor["generated"]["ci"][1], "alone they teach more"
+    assert policy["mixed"]["minus_real_ci"][1] < 0, "and add nothing to real ones"
+
+
 @pytest.mark.slow
 def test_a_small_table_made_now_says_the_same(module: Any) -> None:
     expected = {

@@ -1,5 +1,6 @@
 // Inner loops of pairwise_comparison. The anchors of a (prompt, reward) lie side by side and are padded to
-// whole vectors with +inf, which no reward beats and whose sigmoid is as good as 0. Included by kernels.cpp only.
+// whole vectors with +inf, which no reward beats and whose sigmoid is as good as 0. Included by kernels.cpp
+// only.
 #pragma once
 
 #include "kernels.h"

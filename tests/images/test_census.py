@@ -53,6 +53,7 @@ def found() -> set[str]:
 OTHERS = {
     "rl/drawing.py save": "save_grid",
     "rl/trainer.py save": "a checkpoint",
+    "scorers/feature_models.py save": "tensors for torch-fidelity, in memory",
     "output/demo_app.py save": "the playground's save_png and save_dicom",
     "rl/engine.py add_image": "the grid of a run, whose banner is in its pixels",
 }

@@ -340,8 +340,8 @@ class OptimConfig(Section):
     )
     step_weight: float = option(
         0.0,
-        "share of the differences between steps that is divided out: at 1 every denoising step gets the same "
-        "gradient, at 0 the first a sixteenth of the last",
+        "share of the differences between denoising steps that is divided out: at 1 all get the same "
+        "gradient, at 0 their own, in the phantom's base the first a sixteenth of the last",
         low=0.0,
         high=1.0,
     )

@@ -399,8 +399,10 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def check_settings(old: Mapping[str, Any], config: Config, source: Path) -> None:
-    """As :func:`check_same`, with what :func:`settings` gave when the run was saved."""
-    new = settings(config)
+    """As :func:`check_same`, with what :func:`settings` gave when the run was saved. An option that was not
+    there yet had its default, with which everything is as it was.
+    """
+    new, old = settings(config), settings(Config()) | dict(old)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise CxrlError(

@@ -48,6 +48,13 @@ def two_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def tables(tmp_path: Path) -> dict[str, Path]:
+    """Sets in which there are enough labels if two of a kind are."""
+    sizes = {"generated": (60, 1), "real": (40, 2), "train": (60, 3)}
+    return {name: write_table(tmp_path / name, *of) for name, of in sizes.items()}
+
+
+@pytest.fixture
 def few(two_seeds: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of a kind that are enough."""
     monkeypatch.setattr(module, "FEWEST", 2)
@@ -101,13 +108,8 @@ def test_masked_labels_teach_nothing() -> None:
 
 
 def test_films_without_labels_are_counted_and_learnt_from_by_none(
-    tmp_path: Path, panel: Panel, few: None
+    tmp_path: Path, panel: Panel, tables: dict[str, Path], few: None
 ) -> None:
-    tables = {
-        "generated": write_table(tmp_path / "generated", 60, 1),
-        "real": write_table(tmp_path / "real", 40, 2),
-        "train": write_table(tmp_path / "train", 60, 3),
-    }
     before = judged(tmp_path, panel, tables, utility_steps=4)["utility"]
     text = tables["train"].read_text().splitlines()
     extra = [f"{line.split(',')[0]},," for line in text[1:21]]  # the same films again, their labels blank
@@ -119,13 +121,8 @@ def test_films_without_labels_are_counted_and_learnt_from_by_none(
 
 
 def test_a_classifier_that_is_done_is_not_trained_again(
-    tmp_path: Path, panel: Panel, few: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, panel: Panel, tables: dict[str, Path], few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = {
-        "generated": write_table(tmp_path / "generated", 60, 1),
-        "real": write_table(tmp_path / "real", 40, 2),
-        "train": write_table(tmp_path / "train", 60, 3),
-    }
     steps: list[int] = []
     first = judged(tmp_path, panel, tables, utility_steps=3, trained=steps.append)["utility"]
     assert sum(steps) == 6 * len(module.ARMS)
@@ -163,12 +160,9 @@ def test_what_cannot_be_learnt_is_named(tmp_path: Path, panel: Panel) -> None:
         judged(tmp_path, panel, tables | {"train": plain})
 
 
-def test_the_command(tmp_path: Path, few: None, capsys: pytest.CaptureFixture[str]) -> None:
-    tables = {
-        "generated": write_table(tmp_path / "generated", 60, 1),
-        "real": write_table(tmp_path / "real", 40, 2),
-        "train": write_table(tmp_path / "train", 60, 3),
-    }
+def test_the_command(
+    tmp_path: Path, tables: dict[str, Path], few: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [word for name, path in tables.items() for word in (f"--{name}", str(path))]
     out = tmp_path / "scores"
     assert main([*options, "--utility", "3", "--bootstrap", "5", "--out", str(out)]) == 0

@@ -20,7 +20,7 @@ from cxrl.errors import CxrlError
 from cxrl.presets import load_yaml
 from cxrl.storage import layout
 from cxrl.storage.checkpoint import Checkpoint, checkpoints, save_checkpoint
-from cxrl.storage.run_dir import RunDir
+from cxrl.storage.run_dir import RunDir, check_settings, settings
 
 
 def mode(path: Path) -> int:
@@ -314,6 +314,20 @@ def test_more_epochs_are_another_schedule(tmp_path: Path) -> None:
     longer = Config.from_dict(falling | {"train": {"num_epochs": 7}})
     with pytest.raises(CxrlError, match=r"train.num_epochs: 7, .*was started with 6"):
         claim(tmp_path, longer, resume=True)
+
+
+def test_an_option_that_was_not_there_yet_had_its_default(tmp_path: Path) -> None:
+    """A checkpoint of an earlier version goes on, unless the new option is given another value."""
+    saved = settings(CONFIG)
+    for name in ("optim.schedule", "optim.step_weight"):
+        del saved[name]
+    check_settings(saved, CONFIG, tmp_path)
+    for name, value in (("schedule", "linear"), ("step_weight", 0.5)):
+        other = Config.from_dict({"optim": {name: value}})
+        with pytest.raises(CxrlError, match=rf"optim.{name}: .*{value}.*was started with"):
+            check_settings(saved, other, tmp_path)
+    with pytest.raises(CxrlError, match=r"optim.gone: None, but .*was started with 3"):
+        check_settings(saved | {"optim.gone": 3}, CONFIG, tmp_path)
 
 
 def test_a_folder_of_others_is_not_closed_to_them(tmp_path: Path) -> None:
